@@ -1,0 +1,33 @@
+"""Every error that nscmerge raises on purpose, so that callers can tell our words from a crash."""
+
+
+class NSCMergeError(Exception):
+    """Base of all errors below: bad input that the message names, with a way out."""
+
+
+class ShapeError(NSCMergeError, ValueError):
+    """Tensors that must agree in shape do not."""
+
+
+class AdapterError(NSCMergeError, ValueError):
+    """An adapter cannot be read, written, or merged exactly."""
+
+
+class MethodError(NSCMergeError, ValueError):
+    """A merging method or one of its options is unknown or out of range."""
+
+
+class TargetError(NSCMergeError, ValueError):
+    """The selection of target layers is empty or cannot be reached."""
+
+
+class ConfigError(NSCMergeError, ValueError):
+    """Options contradict each other or the data that they meet."""
+
+
+class OutputExistsError(NSCMergeError, FileExistsError):
+    """An output folder is there already; nothing is ever overwritten."""
+
+
+class DatasetNotFoundError(NSCMergeError, FileNotFoundError):
+    """A data set, or the package that carries it, is missing or not the expected one."""
