@@ -1,0 +1,74 @@
+"""Output folders that appear whole or not at all, and the hashes that say what went in."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from nscmerge.errors import OutputExistsError
+
+
+def check_absent(path: str | Path) -> Path:
+    """Return ``path`` as a :class:`Path` if nothing is there; to be called before any long work.
+
+    Raises:
+        OutputExistsError: A file, a link or a folder (even an empty one) is there already.
+    """
+    path = Path(path)
+    if os.path.lexists(path):
+        raise OutputExistsError(f"{path} is there already and nothing is overwritten. Name a new folder, or move it.")
+    return path
+
+
+@contextmanager
+def new_folder(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary sibling folder that becomes ``path`` when the block ends without an error.
+
+    Every file is flushed to disk before the rename, so that after a crash ``path`` is either absent or complete. After
+    an error the temporary folder is removed; a killed process may leave it, with a leading dot and ``.partial`` in its
+    name.
+
+    Args:
+        path: Folder to make; missing parents are made too.
+
+    Raises:
+        OutputExistsError: ``path`` is there already, checked before the block runs and again before the rename.
+    """
+    path = check_absent(path).absolute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    partial.mkdir()
+    try:
+        yield partial
+        for entry in sorted(partial.rglob("*")):
+            _flush(entry)
+        _flush(partial)
+        # A rename would silently replace an empty folder that somebody made in the meantime.
+        check_absent(path)
+        partial.rename(path)
+        _flush(path.parent)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _flush(path: Path) -> None:
+    """Write ``path`` (a file or a folder's list of names) to disk; folders cannot be opened on every system."""
+    if path.is_dir() and os.name == "nt":
+        return
+    descriptor = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256_file(path: str | Path) -> str:
+    """Return the SHA-256 of a file's bytes as 64 lower-case hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
