@@ -1,0 +1,148 @@
+"""What every data module shares: samples as dicts of tensors, one place for loaders, one place where labels go."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import torch
+from lightning import LightningDataModule
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from nscmerge.errors import ShapeError
+
+Sample = dict[str, Tensor]
+Split = Literal["train", "val", "test"]
+#: The one key of a sample that holds its label.
+TARGET = "target"
+
+
+def collate(samples: Sequence[Sample]) -> Sample:
+    """Return one batch: every key stacked along a new first dimension, 1-D tensors padded right with 0 if they must.
+
+    Zero is also what masks a token in ``attention_mask``, so a padded position is never a valid one.
+
+    Raises:
+        ShapeError: The samples differ in their keys, or in a shape that padding cannot mend.
+    """
+    keys = samples[0].keys()
+    for i, sample in enumerate(samples):
+        if sample.keys() != keys:
+            raise ShapeError(
+                f"sample {i} of a batch has the keys {sorted(sample)}, sample 0 has {sorted(keys)}; "
+                "a data set must give every sample the same keys."
+            )
+    batch = {}
+    for key in keys:
+        tensors = [sample[key] for sample in samples]
+        shapes = {tuple(t.shape) for t in tensors}
+        if len(shapes) == 1:
+            batch[key] = torch.stack(tensors)
+        elif all(t.ndim == 1 for t in tensors):
+            batch[key] = pad_sequence(tensors, batch_first=True)
+        else:
+            raise ShapeError(
+                f"'{key}' has the shapes {sorted(shapes)} within one batch; only 1-D tensors are padded. "
+                "Resize or crop in the data set."
+            )
+    return batch
+
+
+class WithoutTarget(Dataset[Sample]):
+    """The same samples without their label; what is not there cannot be learned from."""
+
+    def __init__(self, dataset: Dataset[Sample]) -> None:
+        self._labelled = dataset
+
+    def __len__(self) -> int:
+        return len(self._labelled)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> Sample:
+        return {key: tensor for key, tensor in self._labelled[index].items() if key != TARGET}
+
+
+def without_target(dataset: Dataset[Sample]) -> Dataset[Sample]:
+    """Return a view of ``dataset`` whose samples hold no ``target``."""
+    return dataset if isinstance(dataset, WithoutTarget) else WithoutTarget(dataset)
+
+
+class RankShare(DistributedSampler[Any]):
+    """Every W-th sample for this process, nothing repeated: metrics over all processes equal those of one.
+
+    Lightning would otherwise put in a sampler that repeats samples until all processes have equally many.
+    """
+
+    def __init__(self, dataset: Dataset[Any], num_replicas: int = 1, rank: int = 0) -> None:
+        super().__init__(dataset, num_replicas=num_replicas, rank=rank, shuffle=False)
+        self.indices = range(rank, len(dataset), num_replicas)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.indices)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+
+def evaluation_loader(
+    dataset: Dataset[Sample], batch_size: int, num_workers: int = 0, *, rank: int = 0, world_size: int = 1
+) -> DataLoader[Sample]:
+    """Return a loader that visits every sample exactly once over all processes, in order."""
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=RankShare(dataset, world_size, rank),
+        collate_fn=collate,
+        num_workers=num_workers,
+    )
+
+
+class TaskDataModule(LightningDataModule, ABC):
+    """One task's data: a subclass states :meth:`dataset`, and inherits the loaders.
+
+    Args:
+        batch_size: Samples per training step and process.
+        eval_batch_size: Samples per batch of validation and test.
+        num_workers: Loader processes.
+        seed: Order of the training samples.
+    """
+
+    def __init__(self, batch_size: int = 32, eval_batch_size: int = 64, num_workers: int = 0, seed: int = 0) -> None:
+        super().__init__()
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.num_workers, self.seed = num_workers, seed
+
+    @abstractmethod
+    def dataset(self, split: Split) -> Dataset[Sample]:
+        """Return the labelled data set of one split; called after :meth:`setup`."""
+
+    def unlabelled(self, split: Split) -> Dataset[Sample]:
+        """Return one split without labels: the only data that learning a merge gets to see."""
+        return without_target(self.dataset(split))
+
+    def train_dataloader(self) -> DataLoader[Sample]:
+        """Return shuffled, labelled training batches; the order depends on ``seed`` alone."""
+        return DataLoader(
+            self.dataset("train"),
+            batch_size=self.batch_size,
+            shuffle=True,
+            generator=torch.Generator().manual_seed(self.seed),
+            collate_fn=collate,
+            num_workers=self.num_workers,
+        )
+
+    def val_dataloader(self) -> DataLoader[Sample]:
+        """Return labelled validation batches in order."""
+        return self._evaluation_loader("val")
+
+    def test_dataloader(self) -> DataLoader[Sample]:
+        """Return labelled test batches in order."""
+        return self._evaluation_loader("test")
+
+    def _evaluation_loader(self, split: Split) -> DataLoader[Sample]:
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        return evaluation_loader(
+            self.dataset(split), self.eval_batch_size, self.num_workers, rank=rank, world_size=world_size
+        )

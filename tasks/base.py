@@ -1,0 +1,71 @@
+"""What a task is: a head on the base model, its loss, and the metric that counts. No trainer in here."""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torchmetrics import MetricCollection
+
+from nscmerge.errors import AdapterError
+
+
+class Task(nn.Module, ABC):
+    """Head, prediction, loss and metrics of one task; its ``state_dict`` is the head that an expert folder keeps.
+
+    A subclass keeps every argument of its constructor as the attribute of the same name, so that a task can be written
+    down and built again.
+    """
+
+    #: Key in :meth:`metrics` of the score that is normalized and compared.
+    primary: str
+
+    @abstractmethod
+    def forward(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Return the prediction for a batch, in the form that loss and metrics take."""
+
+    @abstractmethod
+    def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """Return the training loss of a batch, a scalar."""
+
+    @abstractmethod
+    def metrics(self) -> MetricCollection:
+        """Return new metrics, all of the form ``update(prediction, target)``."""
+
+    def fit_head(self, targets: Tensor) -> None:
+        """Adapt fixed parts of the head to the training targets, (N, ...), before training; nothing by default."""
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Direction of the primary metric."""
+        return bool(self.metrics()[self.primary].higher_is_better)
+
+    def config(self) -> dict[str, Any]:
+        """Return ``class_path`` and ``init_args``, JSON-able, from which the task can be built again."""
+        names = list(inspect.signature(type(self).__init__).parameters)[1:]
+        return {
+            "class_path": f"{type(self).__module__}.{type(self).__qualname__}",
+            "init_args": {name: getattr(self, name) for name in names},
+        }
+
+    def load_head(self, head: Mapping[str, Tensor], owner: str) -> None:
+        """Take over an expert's head; its dtype may differ.
+
+        Args:
+            head: Tensors by name, as ``state_dict`` has them.
+            owner: Whose head it is, for the message.
+
+        Raises:
+            AdapterError: Names or shapes are not this task's.
+        """
+        expected = {name: tuple(tensor.shape) for name, tensor in self.state_dict().items()}
+        got = {name: tuple(tensor.shape) for name, tensor in head.items()}
+        if got != expected:
+            raise AdapterError(
+                f"the head of '{owner}' has {got}; {type(self).__name__} expects {expected}. "
+                "Name the task that the expert was trained with, with the same arguments."
+            )
+        self.load_state_dict(dict(head))
