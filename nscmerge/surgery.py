@@ -38,8 +38,6 @@ def linear_layers(
 ) -> dict[str, tuple[str, nn.Linear]]:
     """Return ``{layer name: (path in the model, its nn.Linear)}``, every shape checked.
 
-    A layer that was swapped before is seen through to the ``nn.Linear`` at its heart (its ``base``).
-
     Raises:
         AdapterError: A layer is missing, is no ``nn.Linear``, or its (d_out, d_in) differs from the update's.
     """

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor, nn
 
 from nscmerge.errors import ConfigError
@@ -83,6 +82,5 @@ def attach_switch(model: nn.Module, candidates: Mapping[str, Layers]) -> Switch:
             switched[path].add(candidate, layers[name])
     for path, layer in switched.items():
         replace_module(model, path, layer)
-    with torch.no_grad():
-        model.eval()
+    model.eval()
     return Switch(switched, frozenset(candidates))

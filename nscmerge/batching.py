@@ -1,0 +1,94 @@
+"""Fuse the tasks' inputs into as few batches as their shapes allow, remembering whose rows are whose."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nscmerge.errors import ConfigError
+
+Inputs = Mapping[str, Tensor]
+MASK = "attention_mask"
+
+
+@dataclass(frozen=True)
+class Group:
+    """One fused batch: keyword arguments of the model, each task's rows, and which tokens are valid.
+
+    Attributes:
+        inputs: ``{argument: (N, ...)}``; rows of all its tasks, padded to one length.
+        rows: ``{task: slice of N}``, contiguous.
+        mask: bool (N, T) from the attention mask, or None where every token counts.
+    """
+
+    inputs: dict[str, Tensor]
+    rows: dict[str, slice]
+    mask: Tensor | None
+
+
+def fuse(batch: Mapping[str, Inputs]) -> list[Group]:
+    """Return the groups of one multi-task batch, in the order in which their first tasks stand.
+
+    Tasks share a group when their inputs have the same names, dtypes and shapes, sequence length aside where an
+    attention mask says which tokens are padding.
+
+    Raises:
+        ConfigError: An input is no tensor, a task's inputs differ in batch size, or the batch still holds a target.
+    """
+    groups: dict[tuple[object, ...], dict[str, Inputs]] = {}
+    for task, inputs in batch.items():
+        groups.setdefault(_signature(task, inputs), {})[task] = inputs
+    return [_fuse_group(group) for group in groups.values()]
+
+
+def _signature(task: str, inputs: Inputs) -> tuple[object, ...]:
+    if not isinstance(inputs, Mapping) or not inputs:
+        raise ConfigError(f"task '{task}': the batch is {type(inputs).__name__}; expected {{input name: tensor}}.")
+    if "target" in inputs or "labels" in inputs:
+        raise ConfigError(f"task '{task}': the batch holds labels; a merge learns from inputs alone. Drop them.")
+    for name, value in inputs.items():
+        if not isinstance(value, Tensor) or value.ndim == 0:
+            raise ConfigError(f"task '{task}': input '{name}' is {type(value).__name__}; expected a batched tensor.")
+    if len({len(v) for v in inputs.values()}) != 1:
+        sizes = {n: len(v) for n, v in inputs.items()}
+        raise ConfigError(f"task '{task}': inputs differ in batch size: {sizes}.")
+    ragged = _ragged(inputs)
+    return tuple(
+        (name, value.dtype, tuple(value.shape[2:]) if name in ragged else tuple(value.shape[1:]))
+        for name, value in sorted(inputs.items())
+    )
+
+
+def _ragged(inputs: Inputs) -> set[str]:
+    """Names of the inputs that run along the tokens of the attention mask, and so can be padded."""
+    if MASK not in inputs or inputs[MASK].ndim != 2:
+        return set()
+    return {name for name, value in inputs.items() if value.shape[:2] == inputs[MASK].shape}
+
+
+def _fuse_group(group: Mapping[str, Inputs]) -> Group:
+    rows, start = {}, 0
+    for task, inputs in group.items():
+        size = len(next(iter(inputs.values())))
+        rows[task] = slice(start, start + size)
+        start += size
+    fused = {}
+    first = next(iter(group.values()))
+    ragged = set.intersection(*(_ragged(inputs) for inputs in group.values()))
+    for name in first:
+        parts = [inputs[name] for inputs in group.values()]
+        if name in ragged:
+            length = max(p.shape[1] for p in parts)
+            # Right padding with 0 is safe whatever the tokenizer: the attention mask is padded alike.
+            parts = [_pad(p, length) for p in parts]
+        fused[name] = torch.cat(parts)
+    mask = fused.get(MASK)
+    return Group(fused, rows, mask.bool() if mask is not None and mask.ndim == 2 else None)
+
+
+def _pad(tensor: Tensor, length: int) -> Tensor:
+    missing = length - tensor.shape[1]
+    return torch.nn.functional.pad(tensor, (0, 0) * (tensor.ndim - 2) + (0, missing)) if missing else tensor

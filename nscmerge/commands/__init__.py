@@ -1,0 +1,1 @@
+"""One file per console command, each with ``run(args)``; imported when the command is called."""

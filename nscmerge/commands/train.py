@@ -1,0 +1,21 @@
+"""``fit``, ``validate`` and ``test``: LightningCLI in subclass mode; YAML names models and data by class path."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lightning import LightningDataModule, LightningModule
+from lightning.pytorch.cli import LightningCLI
+
+
+def run(args: Sequence[str]) -> None:
+    """Run one Trainer command; nothing of a data set or a task is imported here."""
+    LightningCLI(
+        LightningModule,
+        LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        seed_everything_default=0,
+        save_config_kwargs={"overwrite": True},
+        args=list(args),
+    )

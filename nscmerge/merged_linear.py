@@ -1,0 +1,136 @@
+"""Base weight + stacked factors + lambda as one module; attach, detach, and the truncated forward. The only hooks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from nscmerge.coefficients import Coefficients
+from nscmerge.errors import AdapterError, TargetError
+from nscmerge.factors import LowRank
+from nscmerge.surgery import linear_layers, replace_module
+
+
+class _AllCaptured(Exception):
+    """Ends a truncated forward pass: the last target layer has its input."""
+
+
+def _frozen(tensor: Tensor) -> nn.Parameter:
+    # A parameter, not a buffer: DDP broadcasts buffers before every forward pass.
+    return nn.Parameter(tensor, requires_grad=False)
+
+
+class MergedLinear(nn.Module):
+    """W0 z + B (c * (A z)) with c = repeat(lambda_k): every task's update in two thin products.
+
+    The scaling s_k is folded into B once, so block k of A z is the raw A_k z that null-space geometry reads.
+
+    Args:
+        base: Frozen linear layer, (d_out, d_in).
+        experts: One entry per task, in coefficient order; None where a task's adapter lacks this layer.
+        coefficients: Returns lambda of this layer, (T,), with gradient.
+    """
+
+    def __init__(self, base: nn.Linear, experts: Sequence[LowRank | None], coefficients: Callable[[], Tensor]) -> None:
+        super().__init__()
+        present = [(k, e) for k, e in enumerate(experts) if e is not None]
+        like = base.weight
+        self.base = base
+        self.A = _frozen(torch.cat([e.A.to(like) for _, e in present]))  # (R, d_in)
+        # Scaled in fp32, rounded once to the base's dtype.
+        self.B = _frozen(
+            torch.cat(
+                [(e.scaling * e.B.to(torch.promote_types(like.dtype, torch.float32))).to(like) for _, e in present],
+                dim=1,
+            )
+        )  # (d_out, R)
+        self.task = _frozen(torch.tensor([k for k, e in present for _ in range(e.rank)], device=like.device))
+        self.coefficients = coefficients
+        self.on_input: Callable[[Tensor], None] | None = None
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Return the merged layer's output, (..., d_out); hands ``z`` to whoever listens first."""
+        if self.on_input is not None:
+            self.on_input(z)
+        # Coefficients are fp32; cast once, at the product.
+        c = self.coefficients()[self.task].to(z.dtype)
+        out: Tensor = self.base(z)
+        return out + nn.functional.linear(c * nn.functional.linear(z, self.A), self.B)
+
+
+class MergedModel:
+    """Handle of a base model whose adapted layers are :class:`MergedLinear`."""
+
+    def __init__(self, model: nn.Module, layers: Mapping[str, MergedLinear], paths: Mapping[str, str]) -> None:
+        self.model, self.layers, self._paths = model, layers, paths
+
+    def capture(self, inputs: Mapping[str, Tensor], targets: Sequence[str]) -> dict[str, Tensor]:
+        """Return ``{target: its input z (N, ..., d_in)}`` of one forward pass, stopped once all are there.
+
+        Args:
+            inputs: Keyword arguments of the model, batch first.
+            targets: Names of adapted layers.
+
+        Raises:
+            TargetError: The pass ended without some target, or met one twice.
+        """
+        captured: dict[str, Tensor] = {}
+
+        def record(name: str, z: Tensor) -> None:
+            if name in captured:
+                raise TargetError(f"target layer '{name}' runs more than once per forward pass; leave it out.")
+            captured[name] = z
+            if len(captured) == len(targets):
+                raise _AllCaptured
+
+        for name in targets:
+            self.layers[name].on_input = partial(record, name)
+        try:
+            self.model(**inputs)
+        except _AllCaptured:
+            return captured
+        finally:
+            for name in targets:
+                self.layers[name].on_input = None
+        missing = sorted(set(targets) - captured.keys())
+        raise TargetError(f"the model's forward pass never ran target layers {missing}; choose targets that it uses.")
+
+    def detach(self) -> nn.Module:
+        """Put the base layers back, in place, and return the plain base model."""
+        for name, layer in self.layers.items():
+            replace_module(self.model, self._paths[name], layer.base)
+        return self.model
+
+
+def attach(model: nn.Module, experts: Mapping[str, Mapping[str, LowRank]], coefficients: Coefficients) -> MergedModel:
+    """Swap each adapted ``nn.Linear`` for a :class:`MergedLinear`, in place; nothing is changed if a check fails.
+
+    Args:
+        model: Frozen base model.
+        experts: ``{task: {layer name: LowRank}}``; tasks and layers as in ``coefficients``.
+        coefficients: Their lambdas.
+
+    Raises:
+        AdapterError: A layer is missing from the model, is no ``nn.Linear``, has another shape, or two names mean one.
+    """
+    located: dict[str, tuple[str, nn.Linear]] = {}
+    for task, layers in experts.items():
+        located |= linear_layers(model, layers, owner=task)
+    by_path: dict[str, str] = {}
+    for name, (path, _) in located.items():
+        if (other := by_path.setdefault(path, name)) != name:
+            raise AdapterError(
+                f"layers '{other}' and '{name}' of the adapters are one layer of the base model, '{path}'."
+            )
+    merged = {
+        name: MergedLinear(
+            located[name][1], [layers.get(name) for layers in experts.values()], partial(coefficients.row, index)
+        )
+        for index, name in enumerate(coefficients.layers)
+    }
+    for name, layer in merged.items():
+        replace_module(model, located[name][0], layer)
+    return MergedModel(model, merged, {name: path for name, (path, _) in located.items()})

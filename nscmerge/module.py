@@ -1,0 +1,233 @@
+"""MergeModule: learns merge coefficients without labels. Wires the parts and logs; no algebra, no key strings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torchmetrics import MeanMetric
+
+from nscmerge.adapters import Adapter
+from nscmerge.base_model import load_base_model
+from nscmerge.batching import fuse
+from nscmerge.coefficients import Coefficients
+from nscmerge.errors import ConfigError
+from nscmerge.folders import check_absent
+from nscmerge.learned import fold, table
+from nscmerge.merged_linear import MergedModel, attach
+from nscmerge.merging import preflight
+from nscmerge.monitor import CoefficientMonitor
+from nscmerge.objectives import NSC, Objective
+from nscmerge.update import Recipe, Update
+
+Batch = Mapping[str, Mapping[str, Tensor]]
+
+
+class MergeModule(lightning.LightningModule):
+    """Learns one merge coefficient per task and layer by minimising a label-free objective (Algorithm 1 of NSC).
+
+    ``trainer.fit`` learns; every batch is ``{task: {input name: tensor}}``, without labels. The whole batch runs as
+    one fused forward pass that stops at the last target layer, and only the coefficients receive a gradient.
+
+    Args:
+        base_model: Frozen base: local folder, hub id, ``package:NAME/FOLDER``, ``timm:NAME``, or a module, which is
+            changed in place (:meth:`MergedModel.detach` puts it back).
+        experts: ``{task: adapter}``; each a PEFT folder, a hub id or an :class:`Adapter`.
+        objective: Label-free loss; default :class:`NSC` on the output projections of the last quarter of the blocks.
+        init: Start value of every coefficient.
+        granularity: One coefficient per task and ``layer``, or per ``task``.
+        bounds: Clamp coefficients to (low, high) in the forward pass; None leaves them free.
+        optimizer: From parameters to optimizer; default AdamW with torch defaults (lr 1e-3, weight decay 0.01).
+        scheduler: From optimizer to a scheduler that steps with every batch; None keeps the learning rate constant.
+        accumulate: ``fused`` runs all tasks in one graph; ``task`` builds one task's graph at a time, same gradient,
+            less memory.
+        dtype: Dtype of the base model; None keeps the stored one. Coefficients and geometry stay fp32.
+        output: Merge folder to write when the fit ends; must not exist yet. None writes nothing.
+
+    Raises:
+        AdapterError, ShapeError: Adapters cannot be read or do not belong together.
+        OutputExistsError: ``output`` is there already.
+    """
+
+    def __init__(
+        self,
+        base_model: str | nn.Module,
+        experts: Mapping[str, str | Path | Adapter],
+        *,
+        objective: Objective | None = None,
+        init: float = 0.4,
+        granularity: Literal["layer", "task"] = "layer",
+        bounds: tuple[float, float] | None = None,
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] = AdamW,
+        scheduler: Callable[[Optimizer], LRScheduler] | None = None,
+        accumulate: Literal["fused", "task"] = "fused",
+        dtype: str | None = None,
+        output: str | Path | None = None,
+    ) -> None:
+        super().__init__()
+        if output is not None:
+            check_absent(output)
+        self.experts = preflight(experts)
+        self.tasks = list(self.experts)
+        layers = sorted({layer for adapter in self.experts.values() for layer in adapter.layers})
+        self.coefficients = Coefficients(layers, self.tasks, init=init, granularity=granularity, bounds=bounds)
+        self.objective = objective if objective is not None else NSC()
+        self.merged: MergedModel | None = None
+        self.unreached: list[str] | None = None
+        self.ratios = nn.ModuleDict()  # one mean per task, of the validation inputs
+        self._base_model, self._dtype = base_model, dtype
+        self._optimizer, self._scheduler = optimizer, scheduler
+        self._accumulate, self._output = accumulate, output
+        # Checkpoints hold the coefficients alone: the base and the adapters are on disk already.
+        self.strict_loading = False
+
+    def configure_model(self) -> None:
+        """Load the base model and attach the adapters, once."""
+        if self.merged is not None:
+            return
+        model = load_base_model(self._base_model, self._dtype)
+        layers = {task: adapter.layers for task, adapter in self.experts.items()}
+        self.objective.prepare(model, layers)
+        self.merged = attach(model, layers, self.coefficients)
+        self.base = model
+        # Metric names must not hold dots, task names may.
+        self.ratios = nn.ModuleDict({str(k): MeanMetric() for k in range(len(self.tasks))})
+
+    def configure_optimizers(self) -> Any:
+        """Hand over the coefficients, and nothing else, to the optimizer."""
+        optimizer = self._optimizer(self.coefficients.parameters())
+        if self._scheduler is None:
+            return optimizer
+        scheduler = {"scheduler": self._scheduler(optimizer), "interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": scheduler}
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Watch the coefficients in whatever logger the trainer has."""
+        return [CoefficientMonitor()]
+
+    def train(self, mode: bool = True) -> MergeModule:
+        """Keep the frozen base in eval mode: no dropout while coefficients are learned."""
+        super().train(mode)
+        if self.merged is not None:
+            self.merged.model.eval()
+        return self
+
+    def setup(self, stage: str) -> None:
+        """Refuse a fit that would never end.
+
+        Raises:
+            ConfigError: The trainer has no ``max_steps``.
+        """
+        if stage == "fit" and self.trainer.max_steps < 1:
+            raise ConfigError(
+                f"trainer.max_steps is {self.trainer.max_steps}; unlabelled batches never run out. "
+                "Set it to the number of steps, for example Trainer(max_steps=100)."
+            )
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the mean over tasks of their losses (Eq. 5); ``{task: inputs}`` without labels."""
+        self._check_tasks(batch)
+        losses: dict[str, Tensor] = {}
+        if self._accumulate == "fused":
+            for group in fuse(batch):
+                losses |= self.objective.losses(self._attached(), group)
+            loss = torch.stack(list(losses.values())).mean()
+        else:
+            loss, losses = self._accumulated(batch)
+        # Every coefficient takes part, so that DDP finds no unused parameter; the gradient of this term is zero.
+        loss = loss + 0.0 * sum(lam.sum() for lam in self.coefficients.parameters())
+        sync = self.trainer.world_size > 1
+        self.log("loss", loss.detach(), prog_bar=True, sync_dist=sync)
+        self.log_dict({f"omega/{task}": value.detach() for task, value in losses.items()}, sync_dist=sync)
+        return loss
+
+    def _accumulated(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """One task's graph at a time: a linear stand-in carries the summed gradient, so every strategy still works."""
+        parameters = list(self.coefficients.parameters())
+        gradients = [torch.zeros_like(p) for p in parameters]
+        losses: dict[str, Tensor] = {}
+        for task in batch:
+            (group,) = fuse({task: batch[task]})
+            (value,) = self.objective.losses(self._attached(), group).values()
+            new = torch.autograd.grad(value / len(batch), parameters, allow_unused=True)
+            gradients = [g if n is None else g + n for g, n in zip(gradients, new, strict=True)]
+            losses[task] = value.detach()
+        carrier = torch.stack([(g * p).sum() for g, p in zip(gradients, parameters, strict=True)]).sum()
+        mean = torch.stack(list(losses.values())).mean()
+        return mean + carrier - carrier.detach(), losses
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Leave coefficients that no target can reach without a gradient, so that no optimizer decays them."""
+        if self.unreached is None:
+            norms = [0.0 if p.grad is None else float(p.grad.abs().sum()) for p in self.coefficients.lam]
+            self._unreached_rows = [i for i, norm in enumerate(norms) if norm == 0]
+            names = self.coefficients.layers if len(norms) > 1 else ("all layers",)
+            self.unreached = [names[i] for i in self._unreached_rows]
+        for row in self._unreached_rows:
+            self.coefficients.lam[row].grad = None
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Add the null-space ratio of each task's inputs to its mean."""
+        self._check_tasks(batch)
+        for group in fuse(batch):
+            for task, value in self.objective.report(self._attached(), group).items():
+                rows = group.rows[task]
+                self.ratios[str(self.tasks.index(task))].update(value, rows.stop - rows.start)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the mean ratio per task and over tasks."""
+        values = {t: self.ratios[str(k)].compute() for k, t in enumerate(self.tasks) if self._seen(k)}
+        for metric in self.ratios.values():
+            metric.reset()
+        if values:
+            self.validation_ratios = {task: float(value) for task, value in values.items()}
+            self.log_dict({f"val/omega/{task}": value for task, value in values.items()})
+            self.log("val/omega", torch.stack(list(values.values())).mean(), prog_bar=True)
+
+    def _seen(self, k: int) -> bool:
+        return bool(self.ratios[str(k)].update_called)
+
+    def on_fit_end(self) -> None:
+        """Write the merge folder, from one process."""
+        if self._output is not None and self.trainer.is_global_zero:
+            self.update().save(self._output)
+
+    def update(self) -> Update:
+        """Return the merge as it stands: every task's factors concatenated, lambda and scaling in B (rank R)."""
+        adapters = list(self.experts.values())
+        return Update(
+            layers=fold(self.experts, self.coefficients),
+            base_model=adapters[0].base_model,
+            recipe=self._recipe(),
+        )
+
+    def _recipe(self) -> Recipe:
+        """Everything needed to say where the merge came from, as it goes into the receipt."""
+        moved = (self.coefficients.matrix() - self.coefficients.init).abs()
+        return Recipe(
+            method=type(self.objective).__name__.lower(),
+            inputs=tuple(Input.of(task, adapter) for task, adapter in self.experts.items()),
+            coefficients=table(self.experts, self.coefficients),
+        )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the coefficients only: megabytes of frozen weights do not belong in every checkpoint."""
+        state = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {k: v for k, v in state.items() if k.startswith("coefficients.")}
+
+    def _attached(self) -> MergedModel:
+        if self.merged is None:
+            self.configure_model()
+        assert self.merged is not None  # for the type checker
+        return self.merged
+
+    def _check_tasks(self, batch: Batch) -> None:
+        if unknown := set(batch) - set(self.tasks):
+            raise ConfigError(f"the data have tasks {sorted(unknown)} without an expert; experts are {self.tasks}.")

@@ -1,0 +1,6 @@
+"""Label-free losses: one file each."""
+
+from nscmerge.objectives.base import Objective
+from nscmerge.objectives.nsc import NSC
+
+__all__ = ["NSC", "Objective"]

@@ -1,0 +1,46 @@
+"""Fusing tasks: rows stay whose they were, padding is masked, labels are refused."""
+
+import pytest
+import torch
+
+from nscmerge.batching import fuse
+from nscmerge.errors import ConfigError
+
+
+def text(n, length, value=1):
+    return {"input_ids": torch.full((n, length), value), "attention_mask": torch.ones(n, length, dtype=torch.long)}
+
+
+def test_text_of_different_lengths_is_one_group():
+    (group,) = fuse({"a": text(2, 3, value=7), "b": text(1, 5, value=8)})
+    assert group.rows == {"a": slice(0, 2), "b": slice(2, 3)}
+    assert group.inputs["input_ids"].tolist() == [[7, 7, 7, 0, 0], [7, 7, 7, 0, 0], [8] * 5]
+    assert group.mask.tolist() == [[True] * 3 + [False] * 2] * 2 + [[True] * 5]
+
+
+def test_images_of_different_sizes_are_groups_of_their_own():
+    batch = {
+        "a": {"x": torch.ones(2, 3, 8, 8)},
+        "b": {"x": torch.ones(1, 3, 4, 4)},
+        "c": {"x": torch.zeros(2, 3, 8, 8)},
+    }
+    first, second = fuse(batch)
+    assert list(first.rows) == ["a", "c"]
+    assert list(second.rows) == ["b"]
+    assert first.inputs["x"].shape == (4, 3, 8, 8)
+    assert first.mask is None
+
+
+@pytest.mark.parametrize("name", ["target", "labels"])
+def test_labels_are_refused(name):
+    with pytest.raises(ConfigError, match="'a': the batch holds labels"):
+        fuse({"a": {**text(1, 2), name: torch.ones(1)}})
+
+
+def test_says_what_is_wrong_with_an_input():
+    with pytest.raises(ConfigError, match="task 'a': input 'x' is list"):
+        fuse({"a": {"x": [1, 2]}})
+    with pytest.raises(ConfigError, match=r"task 'a': inputs differ in batch size: \{'x': 2, 'y': 3\}"):
+        fuse({"a": {"x": torch.ones(2, 1), "y": torch.ones(3, 1)}})
+    with pytest.raises(ConfigError, match="task 'a': the batch is list"):
+        fuse({"a": [torch.ones(2)]})
