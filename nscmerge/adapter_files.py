@@ -1,0 +1,83 @@
+"""Which files make up an adapter folder, and how tensors get in and out of them: safetensors only, never a pickle."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from nscmerge.errors import AdapterError
+from nscmerge.folders import sha256_file
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+INDEX = "adapter_model.safetensors.index.json"
+HEAD = "head.safetensors"
+DELTA = "delta.safetensors"
+RECEIPT = "receipt.json"
+#: All that is ever downloaded of a hub repository.
+HUB_FILES = (CONFIG, "adapter_model*.safetensors", INDEX, HEAD, DELTA, RECEIPT)
+
+
+def find_weights(folder: Path, who: str) -> list[Path]:
+    """Return the weight files of an adapter folder: the single one, or the shards that its index names, sorted.
+
+    Raises:
+        AdapterError: No safetensors weights, an index that names missing or foreign files, or only a pickle.
+    """
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    if (folder / INDEX).is_file():
+        try:
+            files = sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise AdapterError(f"{who}: {INDEX} is damaged; expected JSON with 'weight_map'. Copy it again.") from error
+        for name in files:
+            # The index is untrusted: a name with folders in it could point anywhere.
+            if not isinstance(name, str) or Path(name).name != name or not (folder / name).is_file():
+                raise AdapterError(f"{who}: {INDEX} names {name!r}, which is not in the folder. Copy all shards.")
+        return [folder / name for name in files]
+    if (folder / "adapter_model.bin").is_file():
+        raise AdapterError(
+            f"{who}: adapter_model.bin is a pickle, which can run code when opened, and is not read. Convert it where "
+            "you trust it: PeftModel.from_pretrained(...).save_pretrained(..., safe_serialization=True)."
+        )
+    raise AdapterError(f"{who}: {WEIGHTS} is missing, and no {INDEX} names shards. Copy the whole adapter folder.")
+
+
+def read_tensors(files: Sequence[Path], who: str) -> dict[str, Tensor]:
+    """Return all tensors of some safetensors files, by key, on the CPU, in their stored dtype.
+
+    Raises:
+        AdapterError: A file is damaged, or two files hold the same key.
+    """
+    tensors: dict[str, Tensor] = {}
+    for path in files:
+        try:
+            content = load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise AdapterError(f"{who}: {path.name} cannot be read ({error}). Copy it again.") from error
+        if double := sorted(set(content) & set(tensors)):
+            raise AdapterError(f"{who}: key '{double[0]}' stands in two shards. Save the adapter again.")
+        tensors |= content
+    return tensors
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write tensors to a safetensors file in sorted order; ``format`` in its header is what PEFT looks for."""
+    # Own memory for each: views (transposes, shared heads) are refused by the format.
+    content = {name: tensors[name].detach().cpu().clone().contiguous() for name in sorted(tensors)}
+    save_file(content, path, metadata={"format": "pt", **(metadata or {})})
+
+
+def hash_weights(files: Sequence[Path]) -> str:
+    """Return the SHA-256 of the one weight file; of the lines ``<hash>  <name>`` of all shards if there are several."""
+    if len(files) == 1:
+        return sha256_file(files[0])
+    lines = "".join(f"{sha256_file(path)}  {path.name}\n" for path in files)
+    return hashlib.sha256(lines.encode()).hexdigest()
