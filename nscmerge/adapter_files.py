@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -81,3 +81,22 @@ def hash_weights(files: Sequence[Path]) -> str:
         return sha256_file(files[0])
     lines = "".join(f"{sha256_file(path)}  {path.name}\n" for path in files)
     return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def read_base(source: Path, names: Sequence[str]) -> dict[str, Tensor]:
+    """Return those of the named tensors that a base model's safetensors file or folder has; the rest is not read.
+
+    Raises:
+        AdapterError: No safetensors file there, or a damaged one.
+    """
+    files = sorted(source.glob("*.safetensors")) if source.is_dir() else [source]
+    if not files or not files[0].is_file():
+        raise AdapterError(f"base {source}: no safetensors file there. Give the base model's file, folder or tensors.")
+    tensors: dict[str, Tensor] = {}
+    for path in files:
+        try:
+            with safe_open(path, framework="pt") as file:
+                tensors |= {name: file.get_tensor(name) for name in sorted(set(names) & set(file.keys()))}
+        except (SafetensorError, OSError) as error:
+            raise AdapterError(f"base {path}: cannot be read ({error}). Copy it again.") from error
+    return tensors

@@ -1,0 +1,76 @@
+"""The ``README.md`` of a merge folder, in the form that model hubs show."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+from torch import Tensor
+
+from nscmerge.factors import LowRank
+from nscmerge.update import Recipe, Update
+
+_LOAD_ADAPTER = """```python
+from peft import PeftModel
+model = PeftModel.from_pretrained(base, "<this folder>")  # base: the loaded base model
+```"""
+
+_ADD_DELTA = """```python
+from safetensors.torch import load_file
+weights = dict(base.named_parameters())
+for name, delta in load_file("<this folder>/delta.safetensors").items():
+    weights[name].data += delta.to(weights[name])  # .T first where the base stores (d_in, d_out), as GPT-2 does
+```"""
+
+
+def card(update: Update) -> str:
+    """Return the card: what was merged and how, how to load it, coefficients in short, what was left out, licence."""
+    head = ["---", "library_name: peft", "tags: [lora, merge, nscmerge]"]
+    if update.base_model:
+        # JSON quoting is YAML quoting for one string.
+        head.append(f"base_model: {json.dumps(update.base_model)}")
+    return "\n".join([*head, "---", "", *_sections(update)]) + "\n"
+
+
+def _sections(update: Update) -> Iterator[str]:
+    recipe = update.recipe
+    yield "# Merged LoRA adapters\n"
+    yield f"Base model: {update.base_model or 'unknown; take the one that the inputs were trained on'}.\n"
+    if recipe is not None:
+        yield from _made_by(recipe)
+    yield from _how_to_load(update)
+    if recipe is not None and recipe.coefficients:
+        yield "## Coefficients\n\n| task | layers | mean | min | max |\n|---|---|---|---|---|"
+        for task, by_layer in recipe.coefficients.items():
+            if values := [v for v in by_layer.values() if v is not None]:
+                mean = sum(values) / len(values)
+                yield f"| {task} | {len(values)} | {mean:.4f} | {min(values):.4f} | {max(values):.4f} |"
+        yield "\nEvery single one is in `receipt.json`.\n"
+    if recipe is not None and recipe.skipped:
+        yield "## Left out\n"
+        yield from (f"- `{name}`: {reason}" for name, reason in recipe.skipped.items())
+        yield ""
+    yield "## Licence\n"
+    yield "The licences of the base model and of every input adapter apply to this merge; check each of them."
+
+
+def _made_by(recipe: Recipe) -> Iterator[str]:
+    options = ", ".join(f"{key} = {value}" for key, value in recipe.options.items() if not isinstance(value, dict))
+    yield f"Method: `{recipe.method}` (variant `{recipe.variant}`{'; ' + options if options else ''}).\n"
+    yield "| task | adapter | SHA-256 of its weights |\n|---|---|---|"
+    yield from (f"| {i.name} | {i.source or 'in memory'} | {i.sha256 or ''} |" for i in recipe.inputs)
+    yield "\nAll options, versions and ranks are in `receipt.json`.\n"
+    yield from (f"{note}\n" for note in recipe.notes)
+
+
+def _how_to_load(update: Update) -> Iterator[str]:
+    low = any(isinstance(weight, LowRank) for weight in update.layers.values())
+    full = bool(update.dense) or any(isinstance(weight, Tensor) for weight in update.layers.values())
+    yield "## How to load\n"
+    if full:
+        also = ", **before** PEFT wraps it. Both parts are needed" if low else "; there is no PEFT adapter here"
+        yield f"`delta.safetensors` is added to the base model's own tensors{also}.\n\n{_ADD_DELTA}\n"
+    if low:
+        yield f"{_LOAD_ADAPTER}\n"
+    if update.per_task:
+        yield f"Each task has weights of its own, in the same form, in `tasks/<task>` ({', '.join(update.per_task)}).\n"
