@@ -52,7 +52,8 @@ def _adapter(
 ) -> Adapter:
     """Return weights as an :class:`Adapter`: dense layers become deltas of the tensor ``<layer>.weight``."""
     low = {n: w for n, w in layers.items() if isinstance(w, LowRank)}
-    deltas = dict(dense)
+    # PEFT stores frozen embeddings beside adapted ones; their zero deltas would be gigabytes of nothing.
+    deltas = {n: delta for n, delta in dense.items() if bool(delta.any()) or not low}
     for layer, weight in layers.items():
         if isinstance(weight, Tensor):
             kind = update.kinds.get(layer)

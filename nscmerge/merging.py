@@ -15,7 +15,7 @@ from torch import Tensor
 
 from nscmerge.adapter_files import read_base
 from nscmerge.adapters import Adapter
-from nscmerge.errors import AdapterError, MethodError
+from nscmerge.errors import AdapterError, MethodError, ShapeError
 from nscmerge.factors import LowRank
 from nscmerge.methods import METHODS, LayerFunction, Method
 from nscmerge.naming import unknown
@@ -132,7 +132,11 @@ def _merge_layers(
     errors: dict[str, float] = {}
     for name in sorted({layer for e in experts.values() for layer in e.layers}):
         stack = _stack(experts, name)
-        layers[name] = merged = function(stack, **options)
+        try:
+            merged = function(stack, **options)
+        except (ShapeError, MethodError) as error:
+            raise type(error)(f"layer '{name}' of {', '.join(map(repr, experts))}: {error}") from error
+        layers[name] = merged
         if entry.exact is not None and function is entry.layer and isinstance(merged, LowRank):
             exact = entry.exact(stack, lam=options["lam"])
             if isinstance(exact, LowRank) and merged.rank < exact.rank:
