@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 import nscmerge
-from nscmerge.adapter_files import RECEIPT
+from nscmerge.adapter_files import DELTA, RECEIPT
 from nscmerge.adapters import Adapter, read_folder, write_adapter
 from nscmerge.card import card
 from nscmerge.errors import AdapterError
@@ -52,8 +52,7 @@ def _adapter(
 ) -> Adapter:
     """Return weights as an :class:`Adapter`: dense layers become deltas of the tensor ``<layer>.weight``."""
     low = {n: w for n, w in layers.items() if isinstance(w, LowRank)}
-    # PEFT stores frozen embeddings beside adapted ones; their zero deltas would be gigabytes of nothing.
-    deltas = {n: delta for n, delta in dense.items() if bool(delta.any()) or not low}
+    deltas = dict(dense)
     for layer, weight in layers.items():
         if isinstance(weight, Tensor):
             kind = update.kinds.get(layer)
@@ -84,7 +83,7 @@ def _layer(name: str, update: Update) -> dict[str, Any]:
     if isinstance(weight, LowRank):
         line |= {"shape": [weight.d_out, weight.d_in], "rank": weight.rank, "numerical_rank": numerical_rank(weight)}
     else:
-        line |= {"shape": list(weight.shape), "tensor": f"{name}.weight"}
+        line |= {"shape": list(weight.shape), "file": DELTA, "tensor": f"{name}.weight"}
     return line
 
 
@@ -145,8 +144,8 @@ def _split(
     dense = dict(adapter.dense)
     layers: dict[str, LowRank | Tensor] = dict(adapter.layers)
     for name, line in lines.items():
-        if line.get("tensor") in dense:
-            layers[name] = dense.pop(line["tensor"]).reshape(line["shape"])
+        if name not in layers and f"{name}.weight" in dense:
+            layers[name] = dense.pop(f"{name}.weight").reshape(line["shape"])
     return {name: layers[name] for name in sorted(layers)}, dense
 
 

@@ -7,6 +7,7 @@ import sys
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,13 @@ def _with_dense(
         return experts
     if base is not None:
         tensors = base if isinstance(base, Mapping) else read_base(Path(base), whole)
-        return {name: e.on_base(tensors) for name, e in experts.items()}
+        experts = {name: e.on_base(tensors) for name, e in experts.items()}
+        # PEFT stores frozen embeddings beside adapted ones; their zero deltas would be gigabytes of nothing.
+        same = {n for n in whole if not any(bool(e.dense[n].any()) for e in experts.values() if n in e.dense)}
+        skipped |= dict.fromkeys(sorted(same), "equal to the base model's own tensor in every adapter")
+        return {
+            name: replace(e, dense={n: d for n, d in e.dense.items() if n not in same}) for name, e in experts.items()
+        }
     reason = "stored whole (modules_to_save or bias); without the base model's own tensor it has no delta"
     skipped |= dict.fromkeys(whole, reason)
     shown = ", ".join(whole[:3]) + (f" and {len(whole) - 3} more" if len(whole) > 3 else "")
