@@ -5,44 +5,13 @@ import json
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import (
-    BertConfig,
-    BertForSequenceClassification,
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-)
 
 from nscmerge import Adapter, LowRank, load_adapter, merge, save_adapter
 from nscmerge.peft_config import pattern_key, rank_pattern, target_pattern
-
-IDS = torch.arange(12).reshape(2, 6) + 3
-SIZES = {
-    "vocab_size": 40,
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 48,
-    "initializer_range": 0.3,  # the usual 0.02 makes logits too small to see a difference in
-}
-
-
-def llama():
-    return LlamaForCausalLM(LlamaConfig(**SIZES))
-
-
-def bert():
-    return BertForSequenceClassification(BertConfig(**SIZES, max_position_embeddings=16))
-
-
-def gpt2():
-    return GPT2LMHeadModel(
-        GPT2Config(n_embd=32, n_layer=2, n_head=2, vocab_size=40, n_positions=16, initializer_range=0.3)
-    )
+from tests.fakes.peft_folder import IDS, QV, bert, expert, gpt2, llama, rewrite, shard
 
 
 class Convolutions(nn.Module):
@@ -58,7 +27,6 @@ class Convolutions(nn.Module):
         return self.out(torch.relu(self.c1(x)).flatten(1))
 
 
-QV = ["q_proj", "v_proj"]
 TRAITS = {
     "alpha_is_rank": (llama, {"r": 4, "lora_alpha": 4, "target_modules": QV}),
     "alpha": (llama, {"r": 3, "lora_alpha": 7, "target_modules": QV}),
@@ -83,30 +51,12 @@ TRAITS = {
 }
 
 
-def expert(folder, base, seed=0, **options):
-    """Write an adapter of ``base`` with random factors, as PEFT itself writes it."""
-    model = get_peft_model(copy.deepcopy(base), LoraConfig(**options))
-    generator = torch.Generator().manual_seed(seed)
-    for _, parameter in sorted(model.named_parameters()):
-        if parameter.requires_grad:
-            parameter.data = parameter.data + 0.3 * torch.randn(parameter.shape, generator=generator)
-    model.save_pretrained(folder)
-    return folder
-
-
 def logits(base, folder):
     """What plain PEFT computes with an adapter folder."""
     model = PeftModel.from_pretrained(copy.deepcopy(base), folder).eval()
     with torch.no_grad():
         out = model(IDS)
     return out if isinstance(out, torch.Tensor) else out.logits
-
-
-def rewrite(folder, change=lambda tensors: tensors, **config):
-    """Change tensors and config of an adapter folder in place."""
-    save_file(change(load_file(folder / "adapter_model.safetensors")), folder / "adapter_model.safetensors")
-    old = json.loads((folder / "adapter_config.json").read_text())
-    (folder / "adapter_config.json").write_text(json.dumps(old | config))
 
 
 @pytest.fixture(autouse=True)
@@ -161,18 +111,6 @@ def test_dtypes_are_kept_and_folding_loses_nothing(tmp_path, dtype, alpha):
     assert written["lora_A.weight"] == dtype
     assert written["lora_B.weight"] == (dtype if alpha == 8 else torch.float32)
     torch.testing.assert_close(logits(base, tmp_path / "out"), logits(base, tmp_path / "in"), rtol=1e-5, atol=1e-6)
-
-
-def shard(folder):
-    tensors = load_file(folder / "adapter_model.safetensors")
-    names = [f"adapter_model-0000{i}-of-00002.safetensors" for i in (1, 2)]
-    weight_map = {key: names[i % 2] for i, key in enumerate(sorted(tensors))}
-    for name in names:
-        save_file({k: t for k, t in tensors.items() if weight_map[k] == name}, folder / name)
-    (folder / "adapter_model.safetensors").unlink()
-    index = folder / "adapter_model.safetensors.index.json"
-    index.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
-    return index
 
 
 def test_shards_are_read_as_one(tmp_path):
@@ -282,83 +220,6 @@ def test_made_in_memory_then_saved_then_loaded(tmp_path):
     assert layer.scaling == 0.3
 
 
-def without(*ends):
-    return lambda tensors: {k: t for k, t in tensors.items() if not k.endswith(ends)}
-
-
-def replaced(end, new):
-    return lambda tensors: {k: new(t).contiguous() if k.endswith(end) else t for k, t in tensors.items()}
-
-
-def extra(name, tensor):
-    return lambda tensors: tensors | {f"base_model.model.{name}": tensor}
-
-
-Q0 = "layers.0.self_attn.q_proj.lora_A.weight"
-BAD = {
-    "dora": ({"use_dora": True}, None, "use_dora is set, that is DoRA"),
-    "dora_key": ({}, extra("m.lora_magnitude_vector", torch.ones(2)), "belongs to DoRA"),
-    "pissa": ({"init_lora_weights": "pissa"}, None, "init_lora_weights is 'pissa'.*converts"),
-    "olora": ({"init_lora_weights": "olora"}, None, "init_lora_weights is 'olora'"),
-    "lora_bias": ({"lora_bias": True}, None, "lora_bias, a bias beside B"),
-    "lora_bias_key": ({}, extra("m.lora_B.bias", torch.ones(2)), "bias beside B"),
-    "other_type": ({"peft_type": "IA3"}, None, "peft_type in adapter_config.json is 'IA3'; expected 'LORA'"),
-    "rank": ({"r": 5}, None, "layers.0.self_attn.q_proj': the config says rank 5.*the tensors have rank 3"),
-    "bad_rank": ({"r": "x"}, None, "gives rank 'x'"),
-    "bad_alpha": ({"lora_alpha": None}, None, "gives alpha None"),
-    "bad_pattern": ({"rank_pattern": {"(": 3}}, None, "not a regular expression"),
-    "unknown_key": ({}, extra("model.norm.weight", torch.ones(2)), "unknown key 'base_model.model.model.norm.weight'"),
-    "adapter_name": ({}, extra("m.lora_A.default.weight", torch.ones(2, 2)), "unknown LoRA key.*without an adapter"),
-    "partner": ({}, without(Q0), "layers.0.self_attn.q_proj': lora_A is missing"),
-    "shapes": ({}, replaced(Q0, lambda t: t[:2]), r"A is \(2, 32\) and B \(32, 3\); their ranks differ"),
-    "flat": ({}, replaced(Q0, lambda t: t.flatten()), r"A is \(96,\).*two filled matrices.*gathering"),
-    "nan": ({}, replaced(Q0, lambda t: t * float("nan")), r"q_proj': lora_A.weight holds 96 NaN or Inf of 96 values"),
-    "dtype": ({}, replaced(Q0, lambda t: t.to(torch.int32)), "is torch.int32; expected fp16"),
-    "zero": ({}, replaced("lora_B.weight", torch.zeros_like), "all 4 layers are zero updates"),
-    "no_lora": ({"bias": "all"}, lambda _: {"base_model.model.x.bias": torch.ones(2)}, "no LoRA tensor in it"),
-    "no_prefix": ({}, lambda t: {k[11:]: v for k, v in t.items()}, "unknown key 'model.model.layers.0.*start with"),
-}
-
-
-@pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_refused_by_name(tmp_path, case):
-    config, change, message = BAD[case]
-    expert(tmp_path / "mine", llama(), r=3, target_modules=QV)
-    rewrite(tmp_path / "mine", change or (lambda tensors: tensors), **config)
-    with pytest.raises(ValueError, match=f"(?s)adapter 'mine'.*{message}"):
-        load_adapter(tmp_path / "mine")
-
-
-def test_missing_or_foreign_files_are_named(tmp_path, monkeypatch):
-    folder = expert(tmp_path / "mine", llama(), r=3, target_modules=QV)
-    weights = folder / "adapter_model.safetensors"
-    whole = weights.read_bytes()
-    weights.write_bytes(whole[:200])
-    with pytest.raises(ValueError, match=r"adapter_model.safetensors cannot be read"):
-        load_adapter(folder)
-    weights.write_bytes(whole)
-    index = shard(folder)
-    (folder / "adapter_model-00002-of-00002.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"names 'adapter_model-00002-of-00002.safetensors', which is not in"):
-        load_adapter(folder)
-    index.write_text(json.dumps({"weight_map": {"k": "../outside.safetensors"}}))
-    with pytest.raises(ValueError, match=r"names '../outside.safetensors'"):
-        load_adapter(folder)
-    index.unlink()
-    with pytest.raises(ValueError, match=r"adapter_model.safetensors is missing"):
-        load_adapter(folder)
-    (folder / "adapter_model.bin").write_bytes(b"pickle")
-    with pytest.raises(ValueError, match=r"adapter_model.bin is a pickle.*safe_serialization"):
-        load_adapter(folder)
-    (folder / "adapter_config.json").unlink()
-    with pytest.raises(ValueError, match=r"adapter_config.json is missing"):
-        load_adapter(folder)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    for missing in ("owner/there-is-none", str(tmp_path / "none")):
-        with pytest.raises(ValueError, match=r"neither a folder on this machine nor a hub id"):
-            load_adapter(missing)
-
-
 def test_saving_says_what_it_cannot_hold(tmp_path):
     with pytest.raises(ValueError, match="it has no low-rank layer"):
         save_adapter(Adapter(name="me"), tmp_path / "out")
@@ -368,3 +229,18 @@ def test_saving_says_what_it_cannot_hold(tmp_path):
     with pytest.raises(ValueError, match=r"unknown key"):
         save_adapter(Adapter({"l": layer}, saved={"norm.weight": torch.ones(2)}), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_hub_id_fetches_only_safetensors_and_json(tmp_path, monkeypatch):
+    folder = expert(tmp_path / "snapshot", llama(), r=3, target_modules=QV)
+    asked = {}
+
+    def snapshot(repo_id, *, revision, allow_patterns):
+        asked.update(repo_id=repo_id, revision=revision, patterns=allow_patterns)
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    adapter = load_adapter("owner/sst2-lora", revision="v1")
+    assert (adapter.name, adapter.source) == ("sst2-lora", "owner/sst2-lora")
+    assert (asked["repo_id"], asked["revision"]) == ("owner/sst2-lora", "v1")
+    assert all(pattern.endswith((".safetensors", ".json")) for pattern in asked["patterns"])
