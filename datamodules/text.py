@@ -114,9 +114,12 @@ class TextDataModule(TaskDataModule):
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(resolve_source(self.tokenizer))
+        splits = self.splits()
+        # Metrics do not ask for an order, and batches of one length hardly need padding: half the time of a test.
+        splits["test"] = sorted(splits["test"], key=lambda record: _length(record[0]))
         self._datasets = {
             split: TokenizedText(records, tokenizer, self.max_length, self.target_dtype)
-            for split, records in self.splits().items()
+            for split, records in splits.items()
         }
 
     def dataset(self, split: Split) -> Dataset[Sample]:
@@ -128,3 +131,7 @@ class TextDataModule(TaskDataModule):
         if split not in self._datasets:
             raise ConfigError(f"{type(self).__name__}: the '{split}' split is not read yet; call setup() first.")
         return self._datasets[split]
+
+
+def _length(text: str | tuple[str, str]) -> int:
+    return len(text) if isinstance(text, str) else sum(map(len, text))

@@ -1,0 +1,177 @@
+"""Test experts and merges on every task of a suite in one ``trainer.test``, each task with its own head."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from lightning import LightningModule
+from rich.console import Console
+from torch import Tensor, nn
+from torchmetrics import SumMetric
+
+from nscmerge.adapters import Adapter
+from nscmerge.base_model import load_base_model
+from nscmerge.errors import ConfigError
+from nscmerge.folders import check_absent
+from nscmerge.switch import Layers, Switch, attach_switch
+from nscmerge.update import Update
+from tasks.base import Task
+from tasks.candidates import expert_layers, merge_layers, read_merge
+from tasks.expert import read_expert
+from tasks.scores import BASE, EXPERT, Scores, TaskInfo
+
+
+class Benchmark(LightningModule):
+    """Scores the plain base, every task's expert and every merge, and writes them as a scores folder.
+
+    ``trainer.test(benchmark, datamodule=joint)``: the data module has ``task_names`` and one labelled loader per task.
+    Every process counts its own share of the samples; metrics are added up over processes before they are computed.
+
+    Args:
+        base_model: Frozen base, as :func:`nscmerge.base_model.load_base_model` reads it.
+        tasks: Head, prediction and metrics by task name; the weights of the head come from the expert.
+        experts: Expert folder by task name, or ``package:NAME/FOLDER``.
+        merges: Merge folder (or any PEFT adapter folder) by the name that the tables show.
+        output: Scores folder to write; must not exist. None only prints.
+
+    Attributes:
+        scores: The result, on every process, after the test.
+
+    Raises:
+        OutputExistsError: ``output`` is there already.
+        ConfigError: Tasks and experts differ, or a merge is named like the base or the experts.
+    """
+
+    scores: Scores | None = None
+    model: nn.Module
+
+    def __init__(
+        self,
+        base_model: str | nn.Module,
+        tasks: dict[str, Task],
+        experts: dict[str, str | Path],
+        merges: dict[str, str | Path] | None = None,
+        output: Path | None = None,
+    ) -> None:
+        super().__init__()
+        if output is not None:
+            check_absent(output)
+        if not tasks:
+            raise ConfigError("no tasks to test; state at least one under model.init_args.tasks.")
+        _same_names("experts", experts, "tasks", tasks, "model.init_args.experts")
+        if taken := sorted({BASE, EXPERT} & set(merges or {})):
+            raise ConfigError(f"a merge is named '{taken[0]}', which the table uses itself; give it another name.")
+        self.base_model = base_model if isinstance(base_model, str) else type(base_model).__name__
+        self._source = (base_model,)  # in a tuple: a module given here is not a submodule before the test
+        self.task_names = list(tasks)
+        self.tasks = nn.ModuleList(tasks.values())
+        self.experts, self.merges, self.output = dict(experts), dict(merges or {}), output
+        self.candidates = [BASE, EXPERT, *self.merges]
+        # Task names may hold dots, which nn.ModuleDict refuses; hence lists and numbers.
+        self.metrics = nn.ModuleList(
+            nn.ModuleList(task.metrics() for task in tasks.values()) for _ in self.candidates
+        ).requires_grad_(False)
+        self.samples = nn.ModuleList(SumMetric() for _ in tasks)
+
+    def setup(self, stage: str) -> None:
+        """Check that data and benchmark speak of the same tasks.
+
+        Raises:
+            ConfigError: They do not, or there is no data module.
+        """
+        data = self.trainer.datamodule
+        if data is None or not hasattr(data, "task_names"):
+            raise ConfigError("the benchmark needs a data module with task_names, such as datamodules.joint.")
+        _same_names("data", data.task_names, "benchmark", self.task_names, "data.init_args.tasks")
+        self._loaded = list(data.task_names)
+
+    def configure_model(self) -> None:
+        """Load base, experts, heads and merges, once."""
+        if hasattr(self, "model"):
+            return
+        adapters = {}
+        for name, task in zip(self.task_names, self.tasks, strict=True):
+            adapters[name], head = read_expert(self.experts[name], name)
+            task.load_head(head, name)
+        updates = {name: read_merge(folder) for name, folder in self.merges.items()}
+        _same_base(adapters, updates)
+        model = load_base_model(self._source[0])
+        self._switch, self._active = self._attach(model, adapters, updates)
+        self.model = model
+
+    def _attach(
+        self, model: nn.Module, adapters: Mapping[str, Adapter], updates: Mapping[str, Update]
+    ) -> tuple[Switch, dict[tuple[str, str], str | None]]:
+        """Return the switch, and what to activate for every candidate and task."""
+        updates_by_key: dict[str, Layers] = {}
+        active: dict[tuple[str, str], str | None] = {(BASE, task): None for task in self.task_names}
+        for task, adapter in adapters.items():
+            active[EXPERT, task] = key = f"{EXPERT}/{task}"
+            updates_by_key[key] = expert_layers(model, adapter, task)
+        for name, update in updates.items():
+            for task, layers in merge_layers(model, update, self.task_names, name).items():
+                key = f"merge/{name}" if task is None else f"merge/{name}/{task}"
+                updates_by_key[key] = layers
+                active |= {(name, t): key for t in self.task_names if task in (None, t)}
+        return attach_switch(model, updates_by_key), active
+
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Add a batch of one task to the metrics of every candidate."""
+        name = self._loaded[dataloader_idx]
+        number = self.task_names.index(name)
+        inputs = {key: value for key, value in batch.items() if key != "target"}
+        for candidate, metrics in zip(self.candidates, self.metrics, strict=True):
+            self._switch.activate(self._active[candidate, name])
+            metrics[number].update(self.tasks[number](self.model, inputs), batch["target"])
+        self._switch.activate(None)
+        self.samples[number].update(len(batch["target"]))
+
+    def on_test_epoch_end(self) -> None:
+        """Compute, print and write the scores."""
+        values = {
+            candidate: {
+                task: {metric: float(value) for metric, value in collection.compute().items()}
+                for task, collection in zip(self.task_names, metrics, strict=True)
+            }
+            for candidate, metrics in zip(self.candidates, self.metrics, strict=True)
+        }
+        tasks = {
+            name: TaskInfo(task.primary, task.higher_is_better, int(samples.compute()))
+            for name, task, samples in zip(self.task_names, self.tasks, self.samples, strict=True)
+        }
+        origin = {
+            "base_model": self.base_model,
+            "experts": {name: str(folder) for name, folder in self.experts.items()},
+            "merges": {name: str(folder) for name, folder in self.merges.items()},
+        }
+        self.scores = Scores.of(tasks, values, origin)
+        if self.trainer.is_global_zero:
+            if self.output is not None:
+                self.scores.write(self.output)
+            Console().print(self.scores.table())
+            if self.output is not None:
+                print(f"scores written to {self.output}")
+
+
+def _same_names(what: str, got: object, of: str, expected: object, option: str) -> None:
+    """Raise unless two collections of task names hold the same ones, in whatever order."""
+    got, expected = set(got), set(expected)  # type: ignore[call-overload]
+    if got != expected:
+        raise ConfigError(
+            f"{what} and {of} name different tasks: only in {what}: {sorted(got - expected)}, "
+            f"only in {of}: {sorted(expected - got)}. Make them equal; see {option}."
+        )
+
+
+def _same_base(adapters: Mapping[str, Adapter], updates: Mapping[str, Update]) -> None:
+    """Raise unless all experts and merges that name a base model name the same one."""
+    named = {f"expert '{name}'": adapter.base_model for name, adapter in adapters.items()}
+    named |= {f"merge '{name}'": update.base_model for name, update in updates.items()}
+    known = [(owner, base) for owner, base in named.items() if base is not None]
+    for owner, base in known[1:]:
+        if base != known[0][1]:
+            raise ConfigError(
+                f"{owner} was made for the base model '{base}', {known[0][0]} for '{known[0][1]}'; "
+                "a benchmark compares updates of one base model."
+            )

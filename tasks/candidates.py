@@ -1,0 +1,81 @@
+"""What a benchmark compares, as updates that can be switched on in one base model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from nscmerge.adapters import Adapter
+from nscmerge.base_model import resolve_source
+from nscmerge.errors import AdapterError
+from nscmerge.factors import LowRank
+from nscmerge.surgery import resolve_layer
+from nscmerge.update import Update, load_update
+
+Layers = dict[str, LowRank | Tensor]
+
+
+def expert_layers(model: nn.Module, adapter: Adapter, name: str) -> Layers:
+    """Return the layers of an expert.
+
+    Raises:
+        AdapterError: It changes something besides linear layers, which the benchmark would leave out.
+    """
+    if adapter.saved:
+        raise AdapterError(
+            f"expert '{name}' stores whole tensors ({', '.join(sorted(adapter.saved)[:3])}, ...), which the benchmark "
+            "cannot switch on. Leave them out of modules_to_save when training the expert."
+        )
+    return _linear_layers(model, adapter.layers, adapter.dense, f"expert '{name}'")
+
+
+def merge_layers(model: nn.Module, update: Update, tasks: Iterable[str], name: str) -> dict[str | None, Layers]:
+    """Return the layers of a merge: one entry for all tasks under None, or one per task where it keeps such weights.
+
+    Raises:
+        AdapterError: It lacks a task's weights, or changes something besides linear layers.
+    """
+    if not update.per_task:
+        return {None: _linear_layers(model, update.layers, update.dense, f"merge '{name}'")}
+    if missing := sorted(set(tasks) - set(update.per_task)):
+        raise AdapterError(
+            f"merge '{name}' keeps weights per task, for {', '.join(sorted(update.per_task))}, but not for "
+            f"{', '.join(missing)}. Merge the experts of all tasks that are tested."
+        )
+    found: dict[str | None, Layers] = {}
+    for task in tasks:
+        own = update.per_task[task]
+        layers: Mapping[str, LowRank | Tensor] = {**update.layers, **{k: v for k, v in own.items() if not _whole(k)}}
+        dense = {**update.dense, **{k: v for k, v in own.items() if _whole(k) and isinstance(v, Tensor)}}
+        found[task] = _linear_layers(model, layers, dense, f"merge '{name}', task '{task}'")
+    return found
+
+
+def read_merge(source: str | Path) -> Update:
+    """Return the update of a merge folder, ``package:`` sources included."""
+    return load_update(resolve_source(str(source)))
+
+
+def _whole(name: str) -> bool:
+    """True for the name of a tensor, as opposed to a layer."""
+    return name.endswith((".weight", ".bias"))
+
+
+def _linear_layers(
+    model: nn.Module, layers: Mapping[str, LowRank | Tensor], dense: Mapping[str, Tensor], owner: str
+) -> Layers:
+    """Return ``layers`` with the weights in ``dense`` added under their layer's name."""
+    found: Layers = dict(layers)
+    for tensor_name, delta in dense.items():
+        name = tensor_name.removesuffix(".weight")
+        linear = name != tensor_name and isinstance(model.get_submodule(resolve_layer(model, name, owner)), nn.Linear)
+        if not linear:
+            raise AdapterError(
+                f"{owner} changes '{tensor_name}', which is not the weight of a linear layer; the benchmark can switch "
+                "on linear layers only. Apply the update to the base model and test that."
+            )
+        low_rank = found.get(name)
+        found[name] = delta + low_rank.dense() if isinstance(low_rank, LowRank) else delta
+    return found

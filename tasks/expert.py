@@ -1,0 +1,105 @@
+"""Expert folders: a PEFT adapter, the task's head, and ``expert.json``, which says what they are and how good."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from nscmerge.adapters import Adapter, load_adapter, write_adapter
+from nscmerge.base_model import resolve_source
+from nscmerge.errors import AdapterError
+from nscmerge.folders import new_folder
+from tasks.base import Task
+
+CARD = "expert.json"
+
+
+@dataclass(frozen=True)
+class ExpertCard:
+    """What ``expert.json`` holds.
+
+    Attributes:
+        name: Of the expert.
+        task: ``class_path`` and ``init_args`` of its :class:`Task`.
+        head: Shape of every head tensor.
+        base_model: ``id`` and ``sha256`` of the weights (None where they were not local files).
+        metric: ``primary`` key and ``higher_is_better``.
+        scores: Metric values per split, measured with the weights as written.
+        training: Options that made it.
+        versions: Of the libraries that made it.
+    """
+
+    name: str
+    task: dict[str, Any]
+    head: dict[str, list[int]]
+    base_model: dict[str, str | None]
+    metric: dict[str, Any]
+    scores: dict[str, dict[str, float]]
+    training: dict[str, Any]
+    versions: dict[str, str]
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the libraries that a fine-tuning depends on."""
+    found = {}
+    for package in ("nscmerge", "torch", "lightning", "peft", "transformers"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed as a package"
+    return found
+
+
+def head_shapes(task: Task) -> dict[str, list[int]]:
+    """Return the shape of every tensor of a task's head."""
+    return {name: list(tensor.shape) for name, tensor in task.state_dict().items()}
+
+
+def write_expert(adapter: Adapter, card: ExpertCard, folder: str | Path) -> None:
+    """Write an expert folder, whole or not at all.
+
+    Raises:
+        OutputExistsError: The folder is there already.
+    """
+    with new_folder(folder) as partial:
+        write_adapter(adapter, partial)
+        (partial / CARD).write_text(json.dumps(card.__dict__, indent=2) + "\n", encoding="utf-8")
+
+
+def read_expert(source: str | Path, name: str) -> tuple[Adapter, Mapping[str, Tensor]]:
+    """Return an expert's adapter and head.
+
+    Args:
+        source: Its folder, or ``package:NAME/FOLDER``.
+        name: Of its task, for messages.
+
+    Raises:
+        AdapterError: There is no adapter, or it has no head.
+    """
+    adapter = load_adapter(resolve_source(str(source)), name=name)
+    if not adapter.head:
+        raise AdapterError(
+            f"expert '{name}' ({source}) has no head.safetensors, which its task needs. "
+            "Write experts with 'nscmerge fit' and tasks.finetune.FineTune."
+        )
+    return adapter, adapter.head
+
+
+def read_card(source: str | Path) -> dict[str, Any]:
+    """Return the content of ``expert.json``.
+
+    Raises:
+        AdapterError: It is missing or no JSON.
+    """
+    file = Path(resolve_source(str(source))) / CARD
+    try:
+        card: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise AdapterError(f"{file} cannot be read ({error}); it should describe the expert.") from error
+    return card
