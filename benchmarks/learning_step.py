@@ -1,4 +1,4 @@
-"""One learning step of NSC, three ways, side by side in one run on a LLaMA-shaped random model.
+r"""One learning step of NSC, three ways, side by side in one run on a LLaMA-shaped random model.
 
 (a) ours: one fused batch of all tasks, forward pass stopped at the last target layer, gradient to lambda alone;
 (b) the papers' Algorithm 1: one pass per task through the whole model, hooks on the target layers, Gram inverse;
@@ -7,17 +7,18 @@
 Times are medians over alternating repeats; ratios are what counts. (a) and (b) must give the same loss and gradient.
 
     python benchmarks/learning_step.py
-    python benchmarks/learning_step.py --layers 32 --hidden 4096 --intermediate 14336 --heads 32 --device cuda --dtype bfloat16
+    python benchmarks/learning_step.py --sizes.layers 32 --sizes.hidden 4096 --sizes.intermediate 14336 \
+        --sizes.heads 32 --sizes.vocabulary 128256 --sizes.device cuda --sizes.dtype bfloat16
 """
 
 from __future__ import annotations
 
 import multiprocessing
-import resource
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -188,19 +189,26 @@ def timed(step: Callable[[], Tensor], device: str) -> float:
 
 
 def peak_memory(way: str, sizes: Sizes) -> int:
-    """Return the bytes that one step adds at its peak; a process of its own, as RSS never falls."""
+    """Return the bytes that one step adds at its peak, in a process of its own; Linux or CUDA."""
     ways, _ = steps(sizes)
     if sizes.device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         ways[way]()
         return torch.cuda.max_memory_allocated() - before
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark to what is resident now
+    before = resident("VmRSS")
     ways[way]()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    return resident("VmHWM") - before
 
 
-def main(sizes: Sizes = Sizes(), repeats: int = 10, threads: int = 2) -> None:  # noqa: B008
+def resident(field: str) -> int:
+    """Return one of the process's memory figures, bytes."""
+    status = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in status if line.startswith(field))
+
+
+def main(sizes: Sizes = Sizes(), repeats: int = 10, threads: int = 2) -> None:
     """Compare the three ways.
 
     Args:
@@ -231,17 +239,24 @@ def main(sizes: Sizes = Sizes(), repeats: int = 10, threads: int = 2) -> None:  
 
     median = {way: statistics.median(values) for way, values in times.items()}
     names = {"a": "fused, truncated (ours)", "b": "per task, full passes (Algorithm 1)", "c": "floor: bare base"}
-    table = Table(title=f"one learning step: {sizes.tasks} tasks x {sizes.batch} x {sizes.tokens} tokens, {sizes.device}")
+    table = Table(
+        title=f"one learning step: {sizes.tasks} tasks x {sizes.batch} x {sizes.tokens} tokens, {sizes.device}"
+    )
     for title in ("way", "seconds", "over (c)", "step's own peak memory, MB"):
         table.add_column(title)
     for way in WAYS:
         table.add_row(
-            f"({way}) {names[way]}", f"{median[way]:.4f}", f"{median[way] / median['c']:.2f}", f"{memory[way] / 1e6:.0f}"
+            f"({way}) {names[way]}",
+            f"{median[way]:.4f}",
+            f"{median[way] / median['c']:.2f}",
+            f"{memory[way] / 1e6:.0f}",
         )
     console = Console()
     console.print(table)
     console.print(f"(b) / (a): {median['b'] / median['a']:.2f}   (a) / (c): {median['a'] / median['c']:.2f}")
-    console.print(f"loss (a) {loss_a:.8f}, (b) {loss_b:.8f}; largest gradient difference {worst:.1e} of the largest entry")
+    console.print(
+        f"loss (a) {loss_a:.8f}, (b) {loss_b:.8f}; largest gradient difference {worst:.1e} of the largest entry"
+    )
     tolerance = 1e-4 if sizes.dtype == "float32" else 5e-2
     if abs(loss_a - loss_b) > 1e-5 * abs(loss_b) + (0 if sizes.dtype == "float32" else 1e-2) or worst > tolerance:
         raise SystemExit("(a) and (b) disagree: the figures above compare different things.")

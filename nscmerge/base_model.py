@@ -73,8 +73,8 @@ def _load_transformers(source: str, dtype: str | None) -> nn.Module:
         model: nn.Module = AutoModel.from_pretrained(path, dtype=dtype or "auto", use_safetensors=True)
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"base model '{source}' cannot be loaded ({str(error).splitlines()[0]}). Expected a folder with config.json "
-            "and safetensors weights, or the id of a model on the hub that can be reached from here."
+            f"base model '{source}' cannot be loaded ({str(error).splitlines()[0]}). Expected a folder with "
+            "config.json and safetensors weights, or the id of a model on the hub that can be reached from here."
         ) from error
     return model
 

@@ -22,7 +22,8 @@ def row_space(A: Tensor) -> Tensor:
     if A.ndim != 2:
         raise ShapeError(f"A is {tuple(A.shape)}; expected (r, d_in).")
     _, s, vh = torch.linalg.svd(A.double(), full_matrices=False)
-    return vh[s > RANK_TOLERANCE * s.max()] if s.numel() else vh
+    basis: Tensor = vh[s > RANK_TOLERANCE * s.max()] if s.numel() else vh
+    return basis
 
 
 def working_dtype(z: Tensor) -> torch.dtype:
@@ -118,7 +119,8 @@ def gram_ratio(z: Tensor, A: Tensor) -> Tensor:
     z = z.double()
     y = torch.linalg.solve_triangular(cholesky, (z @ A.double().T).flatten(0, -2).T, upper=False)
     q = y.square().sum(0).reshape(z.shape[:-1]) / _energy(z)
-    return (1 - q).clamp_min(SQUARED_FLOOR).sqrt()
+    omega: Tensor = (1 - q).clamp_min(SQUARED_FLOOR).sqrt()
+    return omega
 
 
 def token_mean(omega: Tensor, mask: Tensor | None = None) -> Tensor:

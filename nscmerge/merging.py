@@ -72,7 +72,7 @@ def merge(
         options=options,
         inputs=tuple(Input.of(name, adapter) for name, adapter in experts.items()),
         seconds=time.perf_counter() - start,
-        peak_memory_bytes=_peak_memory(),
+        peak_memory_bytes=peak_memory(),
         skipped=dict(sorted(skipped.items())),
         relative_error=errors,
     )
@@ -168,7 +168,7 @@ def _merge_dense(experts: Mapping[str, Adapter], entry: Method, lam: float) -> d
     return merged
 
 
-def _peak_memory() -> int | None:
+def peak_memory() -> int | None:
     """Return the largest resident size of this process so far, in bytes; None where the system does not say."""
     if sys.platform == "win32":
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -15,17 +16,18 @@ from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric
 
 from nscmerge.adapters import Adapter
-from nscmerge.base_model import load_base_model
+from nscmerge.base_model import load_base_model, resolve_source
 from nscmerge.batching import fuse
 from nscmerge.coefficients import Coefficients
 from nscmerge.errors import ConfigError
 from nscmerge.folders import check_absent
-from nscmerge.learned import fold, table
+from nscmerge.folding import fold
 from nscmerge.merged_linear import MergedModel, attach
-from nscmerge.merging import preflight
 from nscmerge.monitor import CoefficientMonitor
 from nscmerge.objectives import NSC, Objective
-from nscmerge.update import Recipe, Update
+from nscmerge.preflight import preflight
+from nscmerge.provenance import learned_recipe
+from nscmerge.update import Update
 
 Batch = Mapping[str, Mapping[str, Tensor]]
 
@@ -74,17 +76,21 @@ class MergeModule(lightning.LightningModule):
         super().__init__()
         if output is not None:
             check_absent(output)
-        self.experts = preflight(experts)
+        self.experts = preflight({t: resolve_source(e) if isinstance(e, str) else e for t, e in experts.items()})
         self.tasks = list(self.experts)
         layers = sorted({layer for adapter in self.experts.values() for layer in adapter.layers})
         self.coefficients = Coefficients(layers, self.tasks, init=init, granularity=granularity, bounds=bounds)
         self.objective = objective if objective is not None else NSC()
         self.merged: MergedModel | None = None
         self.unreached: list[str] | None = None
-        self.ratios = nn.ModuleDict()  # one mean per task, of the validation inputs
-        self._base_model, self._dtype = base_model, dtype
+        self.ratios: list[MeanMetric] = []
+        # In a tuple: a model given here is a submodule only once it is attached.
+        self._source = (base_model, dtype)
         self._optimizer, self._scheduler = optimizer, scheduler
-        self._accumulate, self._output = accumulate, output
+        self.accumulate, self._output = accumulate, output
+        self.started: float | None = None
+        self.first_ratios: dict[str, float] = {}  # mean null-space ratio per task, first and latest validation
+        self.validation_ratios: dict[str, float] = {}
         # Checkpoints hold the coefficients alone: the base and the adapters are on disk already.
         self.strict_loading = False
 
@@ -92,13 +98,14 @@ class MergeModule(lightning.LightningModule):
         """Load the base model and attach the adapters, once."""
         if self.merged is not None:
             return
-        model = load_base_model(self._base_model, self._dtype)
+        model = load_base_model(*self._source)
         layers = {task: adapter.layers for task, adapter in self.experts.items()}
         self.objective.prepare(model, layers)
         self.merged = attach(model, layers, self.coefficients)
         self.base = model
-        # Metric names must not hold dots, task names may.
-        self.ratios = nn.ModuleDict({str(k): MeanMetric() for k in range(len(self.tasks))})
+        # Of the validation inputs, one per task. A module list, so that Lightning moves them to the device.
+        self.ratios = [MeanMetric() for _ in self.tasks]
+        self.metrics = nn.ModuleList(self.ratios)
 
     def configure_optimizers(self) -> Any:
         """Hand over the coefficients, and nothing else, to the optimizer."""
@@ -135,7 +142,7 @@ class MergeModule(lightning.LightningModule):
         """Return the mean over tasks of their losses (Eq. 5); ``{task: inputs}`` without labels."""
         self._check_tasks(batch)
         losses: dict[str, Tensor] = {}
-        if self._accumulate == "fused":
+        if self.accumulate == "fused":
             for group in fuse(batch):
                 losses |= self.objective.losses(self._attached(), group)
             loss = torch.stack(list(losses.values())).mean()
@@ -179,20 +186,22 @@ class MergeModule(lightning.LightningModule):
         for group in fuse(batch):
             for task, value in self.objective.report(self._attached(), group).items():
                 rows = group.rows[task]
-                self.ratios[str(self.tasks.index(task))].update(value, rows.stop - rows.start)
+                self.ratios[self.tasks.index(task)].update(value, rows.stop - rows.start)
 
     def on_validation_epoch_end(self) -> None:
         """Log the mean ratio per task and over tasks."""
-        values = {t: self.ratios[str(k)].compute() for k, t in enumerate(self.tasks) if self._seen(k)}
-        for metric in self.ratios.values():
+        values = {t: m.compute() for t, m in zip(self.tasks, self.ratios, strict=True) if m.update_called}
+        for metric in self.ratios:
             metric.reset()
         if values:
             self.validation_ratios = {task: float(value) for task, value in values.items()}
-            self.log_dict({f"val/omega/{task}": value for task, value in values.items()})
-            self.log("val/omega", torch.stack(list(values.values())).mean(), prog_bar=True)
+            self.first_ratios = self.first_ratios or self.validation_ratios
+            self.log_dict({f"val/omega/{task}": value for task, value in values.items()}, sync_dist=True)
+            self.log("val/omega", torch.stack(list(values.values())).mean(), prog_bar=True, sync_dist=True)
 
-    def _seen(self, k: int) -> bool:
-        return bool(self.ratios[str(k)].update_called)
+    def on_fit_start(self) -> None:
+        """Start the receipt's clock."""
+        self.started = time.perf_counter()
 
     def on_fit_end(self) -> None:
         """Write the merge folder, from one process."""
@@ -201,21 +210,8 @@ class MergeModule(lightning.LightningModule):
 
     def update(self) -> Update:
         """Return the merge as it stands: every task's factors concatenated, lambda and scaling in B (rank R)."""
-        adapters = list(self.experts.values())
-        return Update(
-            layers=fold(self.experts, self.coefficients),
-            base_model=adapters[0].base_model,
-            recipe=self._recipe(),
-        )
-
-    def _recipe(self) -> Recipe:
-        """Everything needed to say where the merge came from, as it goes into the receipt."""
-        moved = (self.coefficients.matrix() - self.coefficients.init).abs()
-        return Recipe(
-            method=type(self.objective).__name__.lower(),
-            inputs=tuple(Input.of(task, adapter) for task, adapter in self.experts.items()),
-            coefficients=table(self.experts, self.coefficients),
-        )
+        base = next((a.base_model for a in self.experts.values() if a.base_model), None)
+        return Update(fold(self.experts, self.coefficients), base_model=base, recipe=learned_recipe(self))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the coefficients only: megabytes of frozen weights do not belong in every checkpoint."""

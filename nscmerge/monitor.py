@@ -32,8 +32,6 @@ class CoefficientMonitor(Callback):
 
     def __init__(self, every: int = 10) -> None:
         self.every = every
-        self.first: dict[str, float] = {}
-        self.last: dict[str, float] = {}
         self._warned = False
         self._tick = 0.0
 
@@ -61,12 +59,6 @@ class CoefficientMonitor(Callback):
             self._draw(trainer, module)
         self._warn_outside(module)
 
-    def on_validation_epoch_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        """Remember the first and the latest validation ratios, the sanity check's included."""
-        ratios = getattr(pl_module, "validation_ratios", {})
-        self.first = self.first or dict(ratios)
-        self.last = dict(ratios)
-
     @rank_zero_only
     def on_fit_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         """Print the table of what was learned."""
@@ -78,8 +70,8 @@ class CoefficientMonitor(Callback):
         total = rows * len(module.tasks)
         if names:
             rank_zero_info(
-                f"{len(names) * len(module.tasks)} of {total} coefficients cannot be reached from the target layers and "
-                f"stay at {module.coefficients.init}: {', '.join(names)}."
+                f"{len(names) * len(module.tasks)} of {total} coefficients cannot be reached from the target layers "
+                f"and stay at {module.coefficients.init}: {', '.join(names)}."
             )
 
     def _warn_outside(self, module: MergeModule) -> None:
@@ -121,7 +113,7 @@ class CoefficientMonitor(Callback):
         matrix = module.coefficients.matrix().cpu()
         for k, task in enumerate(module.tasks):
             own = matrix[:, k]
-            ratios = (f"{r[task]:.4f}" if task in r else "-" for r in (self.first, self.last))
+            ratios = (f"{r[task]:.4f}" if task in r else "-" for r in (module.first_ratios, module.validation_ratios))
             outside = int(((own < 0) | (own > 1)).sum())
             table.add_row(task, *ratios, *(f"{float(v):.3f}" for v in (own.mean(), own.min(), own.max())), str(outside))
         return table

@@ -12,6 +12,10 @@ from nscmerge.surgery import replace_module
 class SplitQKV(nn.Module):
     """Three linear layers in the place of one: cat([q(x), k(x), v(x)]) equals the fused product row by row."""
 
+    q: nn.Linear
+    k: nn.Linear
+    v: nn.Linear
+
     def __init__(self, fused: nn.Linear) -> None:
         super().__init__()
         for name, rows in zip("qkv", fused.weight.chunk(3), strict=True):
@@ -25,7 +29,7 @@ class SplitQKV(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (..., 3 d): what the fused layer returned."""
-        return torch.cat([self.q(x), self.k(x), self.v(x)], dim=-1)
+        return torch.cat([projection(x) for projection in (self.q, self.k, self.v)], dim=-1)
 
 
 def split_qkv(model: nn.Module) -> nn.Module:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -24,6 +25,10 @@ class Objective(KeepsPrecision):
             model: Base model, before the merged layers are attached.
             experts: ``{task: {layer name: LowRank}}``.
         """
+
+    @abstractmethod
+    def options(self) -> dict[str, Any]:
+        """Return what the receipt says of this objective, JSON-able."""
 
     @abstractmethod
     def losses(self, merged: MergedModel, group: Group) -> dict[str, Tensor]:

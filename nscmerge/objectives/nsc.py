@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -91,6 +91,15 @@ class NSC(Objective):
                 self._index[task, layer] = len(self._bases)
                 basis = row_space(expert[layer].A).to(torch.float32)
                 self._bases.append(nn.Parameter(basis, requires_grad=False))
+
+    def options(self) -> dict[str, Any]:
+        """Return block and projection choice, reduction, and the target layers that came of them."""
+        return {
+            "blocks": self.blocks,
+            "projections": self.projections,
+            "reduction": self.reduction,
+            "targets": self.targets,
+        }
 
     def losses(self, merged: MergedModel, group: Group) -> dict[str, Tensor]:
         """Return ``{task: Omega}`` with gradient from one truncated forward pass over the fused group."""
