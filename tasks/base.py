@@ -22,6 +22,8 @@ class Task(nn.Module, ABC):
 
     #: Key in :meth:`metrics` of the score that is normalized and compared.
     primary: str
+    #: Direction of that score; stated, as torchmetrics leaves it open for correlations.
+    higher_is_better: bool
 
     @abstractmethod
     def forward(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
@@ -37,11 +39,6 @@ class Task(nn.Module, ABC):
 
     def fit_head(self, targets: Tensor) -> None:
         """Adapt fixed parts of the head to the training targets, (N, ...), before training; nothing by default."""
-
-    @property
-    def higher_is_better(self) -> bool:
-        """Direction of the primary metric."""
-        return bool(self.metrics()[self.primary].higher_is_better)
 
     def config(self) -> dict[str, Any]:
         """Return ``class_path`` and ``init_args``, JSON-able, from which the task can be built again."""

@@ -19,7 +19,7 @@ class TextClassification(TextTask):
         hidden_size: Width of the encoder's last hidden state.
     """
 
-    primary = "accuracy"
+    primary, higher_is_better = "accuracy", True
 
     def __init__(self, num_classes: int, hidden_size: int = 384) -> None:
         super().__init__(num_classes, hidden_size)

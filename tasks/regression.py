@@ -23,7 +23,7 @@ class TextRegression(TextTask):
         hidden_size: Width of the encoder's last hidden state.
     """
 
-    primary = "pearson"
+    primary, higher_is_better = "pearson", True
     mean: Tensor
     std: Tensor
 
