@@ -11,7 +11,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
+
+from nscmerge.plots import heat_map
 
 if TYPE_CHECKING:
     from nscmerge.module import MergeModule
@@ -117,16 +118,3 @@ class CoefficientMonitor(Callback):
             outside = int(((own < 0) | (own > 1)).sum())
             table.add_row(task, *ratios, *(f"{float(v):.3f}" for v in (own.mean(), own.min(), own.max())), str(outside))
         return table
-
-
-def heat_map(matrix: Tensor, layers: tuple[str, ...], tasks: list[str]) -> Any:
-    """Return a matplotlib figure of the coefficients, layers down, tasks across; (L, T) in."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(2.5 + 0.6 * len(tasks), 1.5 + 0.22 * len(layers)), layout="constrained")
-    axes = figure.subplots()
-    image = axes.imshow(matrix.numpy(), aspect="auto", cmap="viridis")
-    axes.set_xticks(range(len(tasks)), tasks, rotation=45, ha="right")
-    axes.set_yticks(range(len(layers)), layers, fontsize=7)
-    figure.colorbar(image, ax=axes, label="merge coefficient")
-    return figure

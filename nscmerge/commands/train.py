@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 from lightning import LightningDataModule, LightningModule
@@ -17,5 +18,6 @@ def run(args: Sequence[str]) -> None:
         subclass_mode_data=True,
         seed_everything_default=0,
         save_config_kwargs={"overwrite": True},
-        args=list(args),
+        # None where they are the process's own arguments: LightningCLI warns about a second set.
+        args=None if list(args) == sys.argv[1:] else list(args),
     )

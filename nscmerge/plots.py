@@ -1,0 +1,82 @@
+"""Figures of what a merge learned, read from merge folders and TensorBoard runs. Matplotlib without a display."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from nscmerge.errors import ConfigError
+
+#: Scalar tags of a run that make one curve per task.
+CURVES = {
+    "omega": "null-space ratio of the training batches",
+    "val/omega": "null-space ratio of the validation inputs",
+    "lam_mean": "mean merge coefficient",
+}
+
+
+def heat_map(matrix: Tensor, layers: Sequence[str], tasks: Sequence[str]) -> Figure:
+    """Return a figure of merge coefficients, layers down, tasks across; ``matrix`` is (L, T), NaN where none."""
+    figure = Figure(figsize=(3.5 + 0.6 * len(tasks), 1.5 + 0.22 * len(layers)), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(matrix.numpy(), aspect="auto", cmap="viridis")
+    axes.set_xticks(range(len(tasks)), tasks, rotation=45, ha="right")
+    axes.set_yticks(range(len(layers)), layers, fontsize=7)
+    figure.colorbar(image, ax=axes, label="merge coefficient")
+    return figure
+
+
+def coefficients_figure(merge: Path) -> Figure:
+    """Return the heat map of a merge folder's learned coefficients.
+
+    Raises:
+        ConfigError: There is no receipt, or it holds no coefficients (closed-form merges have none).
+    """
+    receipt = merge / "receipt.json"
+    if not receipt.is_file():
+        raise ConfigError(f"{receipt} is missing; give the merge folder that a fit or a merge wrote.")
+    coefficients = json.loads(receipt.read_text(encoding="utf-8")).get("coefficients")
+    if not coefficients:
+        raise ConfigError(f"{receipt} holds no learned coefficients; give a merge that 'nscmerge fit' learned.")
+    tasks = list(coefficients)
+    layers = list(coefficients[tasks[0]])
+    rows = [[coefficients[task][layer] for task in tasks] for layer in layers]
+    return heat_map(torch.tensor([[float("nan") if v is None else v for v in row] for row in rows]), layers, tasks)
+
+
+def read_curves(run: Path) -> dict[str, dict[str, list[tuple[int, float]]]]:
+    """Return ``{tag: {task: [(step, value)]}}`` of the tags in :data:`CURVES` that a TensorBoard run has.
+
+    Raises:
+        ConfigError: The folder holds no TensorBoard events.
+    """
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    if not list(run.glob("events.out.tfevents.*")):
+        raise ConfigError(f"{run} holds no TensorBoard events; give a run's own folder, such as runs/NAME/version_0.")
+    events = EventAccumulator(str(run), size_guidance={"scalars": 0})
+    events.Reload()
+    curves: dict[str, dict[str, list[tuple[int, float]]]] = {}
+    for name in events.Tags()["scalars"]:
+        tag, _, task = name.rpartition("/")
+        if tag in CURVES:
+            curves.setdefault(tag, {})[task] = [(e.step, e.value) for e in events.Scalars(name)]
+    return curves
+
+
+def curves_figure(title: str, curves: Mapping[str, Sequence[tuple[int, float]]]) -> Figure:
+    """Return one line per task over training steps."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes: Any = figure.subplots()
+    for task, points in sorted(curves.items()):
+        axes.plot([s for s, _ in points], [v for _, v in points], label=task)
+    axes.set_xlabel("step")
+    axes.set_ylabel(title)
+    axes.legend(fontsize=8)
+    return figure
