@@ -73,6 +73,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     # Own memory for each: views (transposes, shared heads) are refused by the format.
     content = {name: tensors[name].detach().cpu().clone().contiguous() for name in sorted(tensors)}
     save_file(content, path, metadata={"format": "pt", **(metadata or {})})
+    path.chmod(0o644)  # safetensors makes files that nobody else can read; a shared adapter should not be one
 
 
 def hash_weights(files: Sequence[Path]) -> str:

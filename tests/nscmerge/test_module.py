@@ -24,7 +24,9 @@ ROOT = Path(__file__).parents[2]
 
 def trainer(folder, steps=3, **options):
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    options = quiet | {"enable_model_summary": False, "val_check_interval": 2, "check_val_every_n_epoch": None} | options
+    options = (
+        quiet | {"enable_model_summary": False, "val_check_interval": 2, "check_val_every_n_epoch": None} | options
+    )
     return lightning.Trainer(accelerator="cpu", devices=1, max_steps=steps, default_root_dir=folder, **options)
 
 
@@ -149,7 +151,9 @@ def test_tensorboard_has_what_one_would_watch(tmp_path):
     tags = events.Reload().Tags()
     scalars = set(tags["scalars"])
     assert {"loss", "lr", "step_seconds", "lam/moved_mean", "lam/moved_max", "val/omega"} <= scalars
-    assert {f"{kind}/{t}" for t in TASKS for kind in ("omega", "val/omega", "lam_mean", "lam_min", "lam_max")} <= scalars
+    assert {
+        f"{kind}/{t}" for t in TASKS for kind in ("omega", "val/omega", "lam_mean", "lam_min", "lam_max")
+    } <= scalars
     assert "lam_a/encoder.layer.0.attention.self.query" in scalars
     assert {f"lam_histogram/{t}" for t in TASKS} == set(tags["histograms"])
     assert tags["images"] == ["lam/heat_map"]
@@ -198,7 +202,7 @@ def test_bad_input_is_refused_before_any_work(tmp_path):
 
 
 def test_an_endless_fit_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="trainer.max_steps is -1"):
+    with pytest.raises(ConfigError, match=r"trainer.max_steps is -1"):
         trainer(tmp_path, -1, max_epochs=1).fit(module(), data())
 
 
