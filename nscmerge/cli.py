@@ -58,6 +58,19 @@ def main(args: Sequence[str] | None = None) -> None:
         raise SystemExit(2)
     try:
         import_module(COMMANDS[args[0]].home).run(args)
-    except NSCMergeError as error:
-        print(f"nscmerge: {error}", file=sys.stderr)
+    except (NSCMergeError, ValueError) as error:
+        ours = _cause(error)
+        if ours is None:
+            raise
+        print(f"nscmerge: {ours}", file=sys.stderr)
         raise SystemExit(1) from None
+
+
+def _cause(error: BaseException | None) -> NSCMergeError | None:
+    """Return the error of ours that ``error`` is or was raised from.
+
+    A constructor's error reaches us inside the ValueError by which jsonargparse says that no type of a union fits.
+    """
+    while error is not None and not isinstance(error, NSCMergeError):
+        error = error.__cause__
+    return error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -11,6 +12,8 @@ from lightning.pytorch.cli import LightningCLI
 
 def run(args: Sequence[str]) -> None:
     """Run one Trainer command; nothing of a data set or a task is imported here."""
+    # LightningCLI still uses names that jsonargparse has renamed; nothing that a user could do about.
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     LightningCLI(
         LightningModule,
         LightningDataModule,
