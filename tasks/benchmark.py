@@ -8,7 +8,7 @@ from pathlib import Path
 from lightning import LightningModule
 from rich.console import Console
 from torch import Tensor, nn
-from torchmetrics import SumMetric
+from torchmetrics import Metric, SumMetric
 
 from nscmerge.adapters import Adapter
 from nscmerge.base_model import load_base_model
@@ -115,6 +115,15 @@ class Benchmark(LightningModule):
                 updates_by_key[key] = layers
                 active |= {(name, t): key for t in self.task_names if task in (None, t)}
         return attach_switch(model, updates_by_key), active
+
+    def on_test_epoch_start(self) -> None:
+        """Start counting at zero, also in a second test of one object.
+
+        Resetting also gives every process states of its own: spawned processes start with shared ones.
+        """
+        for metric in self.modules():
+            if isinstance(metric, Metric):
+                metric.reset()
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Add a batch of one task to the metrics of every candidate."""

@@ -123,6 +123,11 @@ class FineTune(LightningModule):
         self.log("train/loss", loss, prog_bar=True, batch_size=len(target))
         return loss
 
+    def on_validation_epoch_start(self) -> None:
+        """Give every process metric states of its own; spawned processes start with shared ones."""
+        for metric in (self.val_metrics, *self.omega):
+            metric.reset()
+
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add a batch to loss, metrics and the null-space ratio of every adapted layer."""
         inputs, target = _split(batch)
@@ -135,7 +140,11 @@ class FineTune(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the ratios; the sanity check before training counts as little as its other numbers."""
-        self.log_dict(self._pop_omega())
+        self.log_dict(self._pop_omega(), sync_dist=True)
+
+    def on_test_epoch_start(self) -> None:
+        """As for validation."""
+        self.test_metrics.reset()
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Add a batch to the test metrics."""

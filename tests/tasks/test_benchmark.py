@@ -50,8 +50,8 @@ def benchmark(folders, model=None, **options):
     return Benchmark(model or tiny_bert(), heads(), experts, {"ours": folders["merged"]}, **options)
 
 
-def run(module, datamodule):
-    options = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+def run(module, datamodule, **options):
+    options |= {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     Trainer(accelerator="cpu", **options).test(module, datamodule=datamodule, verbose=False)
     return module.scores
 
@@ -85,11 +85,27 @@ def test_numbers_equal_those_computed_by_hand(folders, tmp_path, capsys, order):
     assert "expert (absolute)" in capsys.readouterr().out
 
 
+@pytest.mark.slow
+def test_two_processes_give_the_numbers_of_one(folders, tmp_path):
+    # 17 samples on 2 processes: an uneven share, of which Lightning's own sampler would count one twice.
+    contents = []
+    for devices, strategy in ((1, "auto"), (2, "ddp_spawn")):
+        output = tmp_path / f"on{devices}"
+        run(benchmark(folders, output=output), data(), devices=devices, strategy=strategy)
+        contents.append(json.loads((output / "scores.json").read_text()))
+    assert contents[0]["tasks"] == contents[1]["tasks"]
+    for name, candidate in contents[0]["candidates"].items():
+        for task, cell in candidate["tasks"].items():
+            again = contents[1]["candidates"][name]["tasks"][task]
+            assert again["metrics"] == pytest.approx(cell["metrics"], abs=1e-6)
+
+
 def test_the_base_model_is_left_as_it_was(folders):
     model = tiny_bert()
     tensors = list(model.state_dict().values())
     before = [tensor.clone() for tensor in tensors]
-    run(benchmark(folders, model), data())
+    module = benchmark(folders, model)
+    assert run(module, data()) == run(module, data())  # a second test starts anew
     assert all(map(torch.equal, tensors, before))
 
 
