@@ -40,17 +40,23 @@ def resolve_source(source: str) -> str:
     return str(folder)
 
 
-def load_base_model(source: str | nn.Module, dtype: str | None = None) -> nn.Module:
+def load_base_model(source: str | nn.Module, dtype: str | None = None, sha256: str | None = None) -> nn.Module:
     """Return the base model, frozen and in eval mode.
 
     Args:
         source: As :func:`resolve_source`; ``timm:NAME`` for a timm model (extra ``vision``), whose fused attention is
             split into q, k, v; or a module, which is frozen in place.
         dtype: ``float32``, ``bfloat16`` or ``float16``; None keeps the dtype that the weights are stored in.
+        sha256: What :func:`weights_sha256` must give for a local source; None takes any weights.
 
     Raises:
-        ConfigError: The model cannot be had from there, or the dtype is unknown.
+        ConfigError: The model cannot be had from there, has other weights, or the dtype is unknown.
     """
+    if sha256 is not None and isinstance(source, str) and (got := weights_sha256(source)) != sha256:
+        raise ConfigError(
+            f"base model '{source}': its weights have SHA-256 {got}, expected {sha256}; adapters of other weights do "
+            "not fit. Install the version that the configuration names, or take the hash out of it."
+        )
     if dtype is not None and not isinstance(getattr(torch, dtype, None), torch.dtype):
         raise ConfigError(f"dtype '{dtype}' is not a torch dtype; use float32, bfloat16 or float16.")
     if isinstance(source, nn.Module):

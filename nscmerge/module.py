@@ -51,6 +51,7 @@ class MergeModule(lightning.LightningModule):
         accumulate: ``fused`` runs all tasks in one graph; ``task`` builds one task's graph at a time, same gradient,
             less memory.
         dtype: Dtype of the base model; None keeps the stored one. Coefficients and geometry stay fp32.
+        base_sha256: Hash that a local base model's weights must have; None takes any.
         output: Merge folder to write when the fit ends; must not exist yet. None writes nothing.
 
     Raises:
@@ -71,6 +72,7 @@ class MergeModule(lightning.LightningModule):
         scheduler: Callable[[Optimizer], LRScheduler] | None = None,
         accumulate: Literal["fused", "task"] = "fused",
         dtype: str | None = None,
+        base_sha256: str | None = None,
         output: str | Path | None = None,
     ) -> None:
         super().__init__()
@@ -85,7 +87,7 @@ class MergeModule(lightning.LightningModule):
         self.unreached: list[str] | None = None
         self.ratios: list[MeanMetric] = []
         # In a tuple: a model given here is a submodule only once it is attached.
-        self._source = (base_model, dtype)
+        self._source = (base_model, dtype, base_sha256)
         self._optimizer, self._scheduler = optimizer, scheduler
         self.accumulate, self._output = accumulate, output
         self.started: float | None = None
