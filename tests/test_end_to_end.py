@@ -116,6 +116,13 @@ def test_from_experts_to_scores(folder, capsys):
     for file in ("scores.csv", "scores.md"):
         assert "svd" in (folder / "scores" / file).read_text()
     assert load_update(folder / "nsc").recipe.options["steps"] == 4
+    assert sorted(p.name for p in folder.iterdir() if p.is_dir()) == ["base", "experts", "nsc", "scores", "svd"]
+
+
+def test_nothing_is_written_where_one_stands(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run("fit", merge_config(folder, folder / "elsewhere"), folder / "elsewhere.yaml")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_validate_reports_the_ratio_per_task(folder, capsys):
