@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lightning import LightningModule
-from rich.console import Console
 from torch import Tensor, nn
 from torchmetrics import Metric, SumMetric
 
@@ -158,7 +157,7 @@ class Benchmark(LightningModule):
         if self.trainer.is_global_zero:
             if self.output is not None:
                 self.scores.write(self.output)
-            Console().print(self.scores.table())
+            self.scores.print()
             if self.output is not None:
                 print(f"scores written to {self.output}")
 

@@ -6,12 +6,16 @@ import csv
 import io
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from nscmerge.folders import new_folder
@@ -174,15 +178,22 @@ class Scores:
         return lines
 
     def table(self) -> Table:
-        """Return the main table for the console."""
+        """Return the main table for the console: narrow headers, the worst score without its task, nothing cut off."""
         first, *rest = self.header()
-        table = Table(title="normalized scores, percent of each task's own expert", title_justify="left")
+        title = "percent of each task's own expert"
+        table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
         table.add_column(first, no_wrap=True)
         for name in rest:
-            table.add_column(name.replace(" (", "\n("), justify="right")
-        for line in self.lines():
-            table.add_row(*(cell.replace(" (", "\n(") if i else cell for i, cell in enumerate(line)))
+            table.add_column(re.sub(r"_| \(", "\n", name).rstrip(")"), justify="right", no_wrap=True)
+        for name, *numbers in self.lines():
+            table.add_row(name, *(number.partition(" ")[0] for number in numbers))
         return table
+
+    def print(self) -> None:
+        """Print the main table, as wide as it must be."""
+        console, table = Console(), self.table()
+        needed = Measurement.get(Console(width=10_000), Console(width=10_000).options, table).maximum
+        Console(width=max(console.width, needed)).print(table)
 
     def write(self, folder: str | Path) -> None:
         """Write ``scores.json``, ``scores.csv`` and ``scores.md`` into a new folder.
