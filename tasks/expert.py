@@ -89,17 +89,3 @@ def read_expert(source: str | Path, name: str) -> tuple[Adapter, Mapping[str, Te
             "Write experts with 'nscmerge fit' and tasks.finetune.FineTune."
         )
     return adapter, adapter.head
-
-
-def read_card(source: str | Path) -> dict[str, Any]:
-    """Return the content of ``expert.json``.
-
-    Raises:
-        AdapterError: It is missing or no JSON.
-    """
-    file = Path(resolve_source(str(source))) / CARD
-    try:
-        card: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise AdapterError(f"{file} cannot be read ({error}); it should describe the expert.") from error
-    return card
