@@ -10,6 +10,7 @@ from typing import Any, Literal
 import lightning
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -209,6 +210,7 @@ class MergeModule(lightning.LightningModule):
         """Write the merge folder, from one process."""
         if self._output is not None and self.trainer.is_global_zero:
             self.update().save(self._output)
+            rank_zero_info(f"merge written to {self._output}")
 
     def update(self) -> Update:
         """Return the merge as it stands: every task's factors concatenated, lambda and scaling in B (rank R)."""

@@ -9,6 +9,7 @@ import lightning
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -61,10 +62,10 @@ class CoefficientMonitor(Callback):
         self._warn_outside(module)
 
     @rank_zero_only
-    def on_fit_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        """Print the table of what was learned."""
-        module: MergeModule = pl_module
-        Console().print(self._table(module, trainer.global_step))
+    def teardown(self, trainer: lightning.Trainer, pl_module: Any, stage: str) -> None:
+        """Print the table of what was learned, below the finished progress bar."""
+        if stage == "fit":
+            Console().print(self._table(pl_module, trainer.global_step))
 
     def _say_unreached(self, module: MergeModule) -> None:
         rows, names = len(module.coefficients.layers), module.unreached or []
@@ -108,9 +109,9 @@ class CoefficientMonitor(Callback):
                     board.add_scalar(f"lam_{name}/{task}", value, step)
 
     def _table(self, module: MergeModule, steps: int) -> Table:
-        table = Table(title=f"merge of {len(module.tasks)} adapters after {steps} steps")
-        for title in ("task", "ratio at start", "ratio now", "lambda mean", "min", "max", "outside [0, 1]"):
-            table.add_column(title, justify="left" if title == "task" else "right")
+        table = Table(title=f"merge of {len(module.tasks)} adapters after {steps} steps", box=SIMPLE)
+        for title in ("task", "ratio at start", "ratio now", "lambda", "min", "max", "outside [0, 1]"):
+            table.add_column(title, justify="left" if title == "task" else "right", no_wrap=True)
         matrix = module.coefficients.matrix().cpu()
         for k, task in enumerate(module.tasks):
             own = matrix[:, k]

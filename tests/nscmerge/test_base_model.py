@@ -41,7 +41,7 @@ def test_pickled_weights_are_refused(folder):
 def test_package_sources():
     assert resolve_source("package:tasks/experts/text6").endswith("tasks/experts/text6")
     assert resolve_source("some/hub-id") == "some/hub-id"
-    with pytest.raises(DatasetNotFoundError, match="'no_such_package' is not installed.*pip install"):
+    with pytest.raises(DatasetNotFoundError, match=r"'no_such_package' is not installed.*pip install"):
         resolve_source("package:no_such_package/model")
     with pytest.raises(DatasetNotFoundError, match="'tasks' is installed but has no folder 'nothing'"):
         resolve_source("package:tasks/nothing")
