@@ -20,25 +20,31 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-quickstart.txt
 	touch $@
 
+# Two learned merges, from the papers' start value and from the weight average, and the closed-form ones.
+FIT = $(NSCMERGE) fit --config configs/experiments/text6_nsc.yaml \
+  --trainer.logger.init_args.save_dir $(RUN) --trainer.logger.init_args.name tensorboard
+
 quickstart: $(VENV)/.ready
-	$(NSCMERGE) fit --config configs/experiments/text6_nsc.yaml \
-	  --model.init_args.output $(RUN)/merges/nsc \
-	  --trainer.logger.init_args.save_dir $(RUN) --trainer.logger.init_args.name tensorboard \
-	  --trainer.logger.init_args.version nsc
+	$(FIT) --trainer.logger.init_args.version nsc --model.init_args.output $(RUN)/merges/nsc
+	$(FIT) --trainer.logger.init_args.version nsc_from_average --model.init_args.output $(RUN)/merges/nsc_from_average \
+	  --model.init_args.init weight_average
 	$(NSCMERGE) merge weight_average $(EXPERTS) --output $(RUN)/merges/weight_average
 	$(NSCMERGE) merge task_arithmetic $(EXPERTS) --lam 0.4 --output $(RUN)/merges/task_arithmetic
 	$(NSCMERGE) merge linear $(EXPERTS) --lam 0.4 --output $(RUN)/merges/linear
 	$(NSCMERGE) merge svd $(EXPERTS) --lam 0.4 --output $(RUN)/merges/svd
 	$(NSCMERGE) test --config configs/experiments/text6_benchmark.yaml \
 	  --model.init_args.merges.nsc $(RUN)/merges/nsc \
+	  --model.init_args.merges.nsc_from_average $(RUN)/merges/nsc_from_average \
 	  --model.init_args.merges.weight_average $(RUN)/merges/weight_average \
 	  --model.init_args.merges.task_arithmetic $(RUN)/merges/task_arithmetic \
 	  --model.init_args.merges.linear $(RUN)/merges/linear \
 	  --model.init_args.merges.svd $(RUN)/merges/svd \
 	  --model.init_args.output $(RUN)/scores
-	$(NSCMERGE) report --merge $(RUN)/merges/nsc --logs $(RUN)/tensorboard/nsc --output $(RUN)/figures
+	for merge in nsc nsc_from_average; do \
+	  $(NSCMERGE) report --merge $(RUN)/merges/$$merge --logs $(RUN)/tensorboard/$$merge \
+	    --output $(RUN)/figures/$$merge || exit 1; done
 	@echo
-	@echo "merged adapter (load it with peft.PeftModel.from_pretrained): $(RUN)/merges/nsc"
+	@echo "merged adapter (load it with peft.PeftModel.from_pretrained): $(RUN)/merges/nsc_from_average"
 	@echo "scores: $(RUN)/scores   figures: $(RUN)/figures"
 	@echo "TensorBoard: $(VENV)/bin/tensorboard --logdir $(RUN)/tensorboard"
 

@@ -32,8 +32,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from nscmerge.batching import fuse
 from nscmerge.coefficients import Coefficients
 from nscmerge.factors import LowRank
-from nscmerge.merged_linear import MergedModel, attach
+from nscmerge.merged_linear import MergedLinear, MergedModel, attach
 from nscmerge.objectives import NSC
+from nscmerge.surgery import replace_module
 
 WAYS = ("a", "b", "c")
 
@@ -43,14 +44,14 @@ class Sizes:
     """Sizes of the model and of the batch. The head's share of the weights is that of LLaMA-3-8B (about 6 %)."""
 
     layers: int = 8
-    hidden: int = 512
-    intermediate: int = 1376
+    hidden: int = 128
+    intermediate: int = 344
     heads: int = 8
-    vocabulary: int = 4096
+    vocabulary: int = 1024
     tasks: int = 6
     batch: int = 2
     tokens: int = 48
-    rank: int = 16
+    rank: int = 8
     device: str = "cpu"
     dtype: Literal["float32", "bfloat16"] = "float32"
 
@@ -65,6 +66,20 @@ class Setup:
     coefficients: Coefficients
     experts: dict[str, dict[str, LowRank]]
     batch: dict[str, dict[str, Tensor]]
+
+
+class TextbookLinear(nn.Module):
+    """W0 z + B (c * (A z)) as one writes it down, for (b)."""
+
+    def __init__(self, ours: MergedLinear) -> None:
+        super().__init__()
+        self.base, self.A, self.B = ours.base, ours.A, ours.B
+        self.task, self.coefficients = ours.task, ours.coefficients
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Return (..., d_out)."""
+        c = self.coefficients()[self.task].to(z.dtype)
+        return self.base(z) + nn.functional.linear(c * nn.functional.linear(z, self.A), self.B)
 
 
 def build(sizes: Sizes) -> Setup:
@@ -119,7 +134,9 @@ def per_task_full(s: Setup, inverses: dict[tuple[str, str], Tensor]) -> Tensor:
     for task, inputs in s.batch.items():
         seen: dict[str, Tensor] = {}
         hooks = [
-            s.merged.layers[t].register_forward_pre_hook(lambda m, args, t=t, seen=seen: seen.__setitem__(t, args[0]))
+            s.base.get_submodule(t).register_forward_pre_hook(
+                lambda m, args, t=t, seen=seen: seen.__setitem__(t, args[0])
+            )
             for t in s.objective.targets
         ]
         s.base(**inputs)
@@ -161,22 +178,23 @@ def floor(s: Setup) -> Tensor:
     return loss.detach()
 
 
-def steps(sizes: Sizes) -> tuple[dict[str, Callable[[], Tensor]], Coefficients]:
-    """Return the three ways as functions of nothing, and the coefficients of (a) and (b)."""
-    merged = build(sizes)
-    bare = build(sizes)
+def steps(sizes: Sizes) -> tuple[dict[str, Callable[[], Tensor]], dict[str, Coefficients]]:
+    """Return the three ways as functions of nothing, and the coefficients of (a) and (b); a model for each."""
+    ours, textbook, bare = (build(sizes) for _ in WAYS)
+    for name, layer in textbook.merged.layers.items():
+        replace_module(textbook.base, name, TextbookLinear(layer))
     bare.merged.detach()
     inverses = {
         (task, t): torch.linalg.inv(layers[t].A.double() @ layers[t].A.double().T).float()
-        for task, layers in merged.experts.items()
-        for t in merged.objective.targets
+        for task, layers in textbook.experts.items()
+        for t in textbook.objective.targets
     }
     ways: dict[str, Callable[[], Tensor]] = {
-        "a": lambda: fused_truncated(merged),
-        "b": lambda: per_task_full(merged, inverses),
+        "a": lambda: fused_truncated(ours),
+        "b": lambda: per_task_full(textbook, inverses),
         "c": lambda: floor(bare),
     }
-    return ways, merged.coefficients
+    return ways, {"a": ours.coefficients, "b": textbook.coefficients}
 
 
 def timed(step: Callable[[], Tensor], device: str) -> float:
@@ -221,9 +239,8 @@ def main(sizes: Sizes = Sizes(), repeats: int = 10, threads: int = 2) -> None:
 
     results = {}
     for way in ("a", "b"):
-        coefficients.zero_grad()
         loss = float(ways[way]())
-        results[way] = loss, [None if p.grad is None else p.grad.clone() for p in coefficients.parameters()]
+        results[way] = loss, [None if p.grad is None else p.grad.clone() for p in coefficients[way].parameters()]
     (loss_a, grads_a), (loss_b, grads_b) = results["a"], results["b"]
     pairs = [(a, b) for a, b in zip(grads_a, grads_b, strict=True) if a is not None or b is not None]
     scale = max(float(b.abs().max()) for _, b in pairs)

@@ -36,7 +36,15 @@ def _energy(z: Tensor) -> Tensor:
     return z.square().sum(-1).clamp_min(torch.finfo(z.dtype).tiny)
 
 
-def training_ratio(z: Tensor, basis: Tensor) -> Tensor:
+def _share(z: Tensor, basis: Tensor, own: Tensor | None) -> Tensor:
+    """Coordinates of z in the basis, (..., rho), zero where the row of the basis is not the sample's own."""
+    coordinates = z @ basis.T
+    if own is None:
+        return coordinates
+    return coordinates * own.reshape(len(own), *(1 for _ in z.shape[1:-1]), -1).to(z.dtype)
+
+
+def training_ratio(z: Tensor, basis: Tensor, own: Tensor | None = None) -> Tensor:
     """Return omega of every token as the loss needs it: finite value and gradient everywhere.
 
     sqrt(max(1 - |Q z|^2 / |z|^2, 1e-8)): Eq. 6 of NSC (arXiv:2603.26317) with orthonormal rows instead of the Gram
@@ -44,18 +52,19 @@ def training_ratio(z: Tensor, basis: Tensor) -> Tensor:
 
     Args:
         z: Inputs of a target layer, (..., d_in), any float dtype.
-        basis: Orthonormal rows (rho, d_in) from :func:`row_space`.
+        basis: Orthonormal rows (rho, d_in) from :func:`row_space`, or those of several tasks stacked.
+        own: bool (N, rho): which rows of a stack belong to the task of each sample; None where all do.
 
     Returns:
         (...), in [1e-4, 1], fp32 (fp64 for fp64 ``z``). z = 0 gives 1 with zero gradient.
     """
     with torch.autocast(device_type=z.device.type, enabled=False):
         z = z.to(working_dtype(z))
-        q = (z @ basis.to(z.dtype).T).square().sum(-1) / _energy(z)
+        q = _share(z, basis.to(z.dtype), own).square().sum(-1) / _energy(z)
         return (1 - q).clamp_min(SQUARED_FLOOR).sqrt()
 
 
-def residual_ratio(z: Tensor, basis: Tensor) -> Tensor:
+def residual_ratio(z: Tensor, basis: Tensor, own: Tensor | None = None) -> Tensor:
     """Return omega of every token as reports need it: |z - Q^T Q z| / |z|, exact near 0, no floor (Eq. 3 of NSC).
 
     Args and shape as :func:`training_ratio`; in [0, 1]; z = 0 gives 1.
@@ -65,7 +74,7 @@ def residual_ratio(z: Tensor, basis: Tensor) -> Tensor:
         basis = basis.to(z.dtype)
         # Norms of z / max|z| neither overflow nor underflow, whatever the scale of the activations.
         z = z / z.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(z.dtype).tiny)
-        residual = z - (z @ basis.T) @ basis
+        residual = z - _share(z, basis, own) @ basis
         norm = torch.linalg.vector_norm(z, dim=-1)
         omega = torch.linalg.vector_norm(residual, dim=-1) / norm.clamp_min(torch.finfo(z.dtype).tiny)
         return torch.where(norm > 0, omega, torch.ones_like(omega)).clamp(max=1)

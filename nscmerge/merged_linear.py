@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from nscmerge.coefficients import Coefficients
 from nscmerge.errors import AdapterError, TargetError
 from nscmerge.factors import LowRank
+from nscmerge.merged_product import merged_product
 from nscmerge.surgery import linear_layers, replace_module
 
 
@@ -57,6 +58,9 @@ class MergedLinear(nn.Module):
             self.on_input(z)
         # Coefficients are fp32; cast once, at the product.
         c = self.coefficients()[self.task].to(z.dtype)
+        if type(self.base) is nn.Linear and z.dtype == self.A.dtype and not torch.is_autocast_enabled(z.device.type):
+            return merged_product(z, c, self.base.weight, self.base.bias, self.A, self.B)
+        # Quantised bases multiply in their own way, and autocast has its say about every product.
         out: Tensor = self.base(z)
         return out + nn.functional.linear(c * nn.functional.linear(z, self.A), self.B)
 

@@ -44,7 +44,7 @@ class MergeModule(lightning.LightningModule):
             changed in place (:meth:`MergedModel.detach` puts it back).
         experts: ``{task: adapter}``; each a PEFT folder, a hub id or an :class:`Adapter`.
         objective: Label-free loss; default :class:`NSC` on the output projections of the last quarter of the blocks.
-        init: Start value of every coefficient.
+        init: Start value of every coefficient; the papers' 0.4, or ``weight_average`` for 1 / K.
         granularity: One coefficient per task and ``layer``, or per ``task``.
         bounds: Clamp coefficients to (low, high) in the forward pass; None leaves them free.
         optimizer: From parameters to optimizer; default AdamW with torch defaults (lr 1e-3, weight decay 0.01).
@@ -66,7 +66,7 @@ class MergeModule(lightning.LightningModule):
         experts: Mapping[str, str | Path | Adapter],
         *,
         objective: Objective | None = None,
-        init: float = 0.4,
+        init: float | Literal["weight_average"] = 0.4,
         granularity: Literal["layer", "task"] = "layer",
         bounds: tuple[float, float] | None = None,
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] = AdamW,
@@ -82,7 +82,8 @@ class MergeModule(lightning.LightningModule):
         self.experts = preflight({t: resolve_source(e) if isinstance(e, str) else e for t, e in experts.items()})
         self.tasks = list(self.experts)
         layers = sorted({layer for adapter in self.experts.values() for layer in adapter.layers})
-        self.coefficients = Coefficients(layers, self.tasks, init=init, granularity=granularity, bounds=bounds)
+        start = 1 / len(self.tasks) if init == "weight_average" else init
+        self.coefficients = Coefficients(layers, self.tasks, init=start, granularity=granularity, bounds=bounds)
         self.objective = objective if objective is not None else NSC()
         self.merged: MergedModel | None = None
         self.unreached: list[str] | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,39 +16,60 @@ from nscmerge.merged_linear import MergedModel
 from nscmerge.objectives.base import Objective
 from nscmerge.targets import Blocks, select_targets
 
-Ratio = Callable[[Tensor, Tensor], Tensor]
+Ratio = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-def mean_ratio(
+class Basis(NamedTuple):
+    """The row spaces of all tasks at one target layer, stacked: one product serves every task of a fused batch.
+
+    Attributes:
+        rows: Orthonormal per task, (R, d_in), fp32.
+        task: int64 (R,), whose row it is.
+    """
+
+    rows: Tensor
+    task: Tensor
+
+
+def sample_ratios(
     captured: Mapping[str, Tensor],
-    rows: slice,
-    bases: Mapping[str, Tensor],
+    row_task: Tensor,
+    bases: Mapping[str, Basis],
     mask: Tensor | None = None,
     *,
     reduction: Literal["sample", "flat"] = "sample",
     ratio: Ratio = training_ratio,
 ) -> Tensor:
-    """Return one task's Omega: mean over its target layers of the mean over its samples (Eq. 4), a scalar.
+    """Return Omega of every sample, (N,): mean over its task's target layers of the mean over its tokens (Eq. 4).
 
     Args:
         captured: ``{layer: z (N, T, d_in) or (N, d_in)}``, inputs of the target layers for the fused batch.
-        rows: This task's rows of the fused batch.
-        bases: ``{layer: orthonormal rows (rho, d_in) of this task's A}``; its keys are the layers that count.
+        row_task: int64 (N,), the task of every sample.
+        bases: Row spaces by layer; a task counts at the layers where it has rows, at one of them at least.
         mask: bool (N, T), valid tokens, or None.
-        reduction: ``sample``: mean over a sample's valid tokens, then over samples; ``flat``: all valid tokens pooled.
+        reduction: ``sample``: mean over a sample's valid tokens; ``flat``: also weighted by their number, so that the
+            mean over a task's samples pools all its valid tokens.
         ratio: ``training_ratio`` (floored, finite gradient) or ``residual_ratio`` (exact, for reports).
     """
-    own_mask = None if mask is None else mask[rows]
-    per_layer = []
+    means, present = [], []
     for layer, basis in bases.items():
-        omega = ratio(captured[layer][rows], basis)
+        own = row_task[:, None] == basis.task
+        omega = ratio(captured[layer], basis.rows, own)
         # A layer that sees pooled vectors has no token dimension for the mask to fit.
-        valid = own_mask if own_mask is not None and own_mask.shape == omega.shape else None
-        if reduction == "flat" and valid is not None:
-            per_layer.append((omega * valid).sum() / valid.sum().clamp_min(1))
-        else:
-            per_layer.append(token_mean(omega, valid).mean())
-    return torch.stack(per_layer).mean()
+        valid = mask if mask is not None and mask.shape == omega.shape else torch.ones_like(omega, dtype=torch.bool)
+        per_sample = token_mean(omega, valid)
+        if reduction == "flat":
+            per_sample = per_sample * _relative_size(valid.flatten(1).sum(1).to(omega.dtype), row_task)
+        means.append(per_sample)
+        present.append(own.any(1))
+    weight = torch.stack(present).to(means[0].dtype)  # (layers, N)
+    return (torch.stack(means) * weight).sum(0) / weight.sum(0)
+
+
+def _relative_size(tokens: Tensor, row_task: Tensor) -> Tensor:
+    """Return every sample's tokens over the mean of its task, (N,)."""
+    same = (row_task[:, None] == row_task).to(tokens.dtype)
+    return tokens * same.sum(1) / (same @ tokens).clamp_min(1)
 
 
 class NSC(Objective):
@@ -69,8 +90,9 @@ class NSC(Objective):
         super().__init__()
         self.blocks, self.projections, self.reduction = blocks, projections, reduction
         self.targets: list[str] = []
-        self._index: dict[tuple[str, str], int] = {}
-        self._bases = nn.ParameterList()  # parameters, not buffers: DDP broadcasts buffers before every forward pass
+        self._tasks: list[str] = []
+        # Parameters, not buffers: DDP broadcasts buffers before every forward pass.
+        self._rows, self._owners = nn.ParameterList(), nn.ParameterList()
 
     def prepare(self, model: nn.Module, experts: Mapping[str, Mapping[str, LowRank]]) -> None:
         """Select the target layers and compute every task's row space there, once, fp64 SVD stored in fp32.
@@ -80,17 +102,19 @@ class NSC(Objective):
         """
         layers = {layer for expert in experts.values() for layer in expert}
         self.targets = select_targets(model, layers, self.blocks, self.projections)
+        self._tasks = list(experts)
         for task, expert in experts.items():
-            own = [t for t in self.targets if t in expert]
-            if not own:
+            if not any(t in expert for t in self.targets):
                 raise TargetError(
                     f"the adapter of '{task}' has none of the target layers {_shorten(self.targets)}; its ratio is "
                     "undefined. Choose blocks and projections that every adapter has."
                 )
-            for layer in own:
-                self._index[task, layer] = len(self._bases)
-                basis = row_space(expert[layer].A).to(torch.float32)
-                self._bases.append(nn.Parameter(basis, requires_grad=False))
+        for target in self.targets:
+            spaces = {k: row_space(e[target].A) for k, e in enumerate(experts.values()) if target in e}
+            owners = torch.tensor([k for k, rows in spaces.items() for _ in rows], dtype=torch.long)
+            rows = torch.cat(list(spaces.values())).float()
+            self._rows.append(nn.Parameter(rows, requires_grad=False))
+            self._owners.append(nn.Parameter(owners.to(rows.device), requires_grad=False))
 
     def options(self) -> dict[str, Any]:
         """Return block and projection choice, reduction, and the target layers that came of them."""
@@ -113,13 +137,12 @@ class NSC(Objective):
         return self._means(captured, group, residual_ratio)
 
     def _means(self, captured: Mapping[str, Tensor], group: Group, ratio: Ratio) -> dict[str, Tensor]:
-        return {
-            task: mean_ratio(captured, rows, self._own_bases(task), group.mask, reduction=self.reduction, ratio=ratio)
-            for task, rows in group.rows.items()
-        }
-
-    def _own_bases(self, task: str) -> dict[str, Tensor]:
-        return {layer: self._bases[i] for (owner, layer), i in self._index.items() if owner == task}
+        device = next(iter(captured.values())).device
+        sizes = [(self._tasks.index(task), rows.stop - rows.start) for task, rows in group.rows.items()]
+        row_task = torch.tensor([k for k, size in sizes for _ in range(size)], device=device)
+        bases = {t: Basis(self._rows[i], self._owners[i]) for i, t in enumerate(self.targets)}
+        samples = sample_ratios(captured, row_task, bases, group.mask, reduction=self.reduction, ratio=ratio)
+        return {task: samples[rows].mean() for task, rows in group.rows.items()}
 
 
 def _shorten(names: Sequence[str], most: int = 4) -> str:

@@ -177,6 +177,10 @@ def test_bounds_keep_coefficients_inside(tmp_path):
     assert matrix.max() <= 1
 
 
+def test_a_merge_can_start_at_the_weight_average():
+    assert module(init="weight_average").coefficients.init == pytest.approx(1 / 3)
+
+
 def test_task_wise_coefficients_are_shared_by_the_layers(tmp_path):
     merge = module(granularity="task")
     trainer(tmp_path).fit(merge, data())

@@ -2,15 +2,18 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import BertConfig, BertModel
 
 from nscmerge.batching import fuse
 from nscmerge.coefficients import Coefficients
 from nscmerge.errors import AdapterError, TargetError
 from nscmerge.factors import LowRank
+from nscmerge.geometry import residual_ratio, row_space, training_ratio
 from nscmerge.merged_linear import attach
 from nscmerge.objectives import NSC
-from tests.oracles import TOY_LAYERS, dense_ratio, toy
+from nscmerge.objectives.nsc import Basis, sample_ratios
+from tests.oracles import GOLDEN, TOY_LAYERS, dense_ratio, toy
 
 TARGETS = {"last": NSC(blocks=1, projections=["up_proj"]), "all": NSC(blocks=2, projections=["q_proj", "up_proj"])}
 GROUPS = ["uniform", "scaled", "mixed"]  # equal ranks; alpha != r; ranks 2, 4, 8
@@ -226,3 +229,34 @@ def test_says_when_a_task_has_no_target():
     experts["task2"] = {n: e for n, e in experts["task2"].items() if ".0." in n}
     with pytest.raises(TargetError, match=r"adapter of 'task2' has none of the target layers encoder.layer.3"):
         NSC(blocks=1).prepare(model, experts)
+
+
+@pytest.mark.parametrize(("reduction", "golden"), [("sample", "loss_sample_mean"), ("flat", "loss_flat_valid")])
+@pytest.mark.parametrize("ratio", [training_ratio, residual_ratio])
+def test_reductions_equal_the_reference(reduction, golden, ratio):
+    tensors = load_file(GOLDEN / "nsc__nsc_ratio__fp64_projector.safetensors")
+    rows = row_space(tensors["padding/A"])
+    basis = Basis(rows, torch.zeros(len(rows), dtype=torch.long))
+    z, mask = tensors["padding/z"], tensors["padding/mask"].bool()
+    got = sample_ratios(
+        {"l": z}, torch.zeros(len(z), dtype=torch.long), {"l": basis}, mask, reduction=reduction, ratio=ratio
+    )
+    assert got.mean().item() == pytest.approx(tensors[f"padding/{golden}"].item(), abs=2e-6)
+
+
+def test_each_task_is_read_through_its_own_row_space_at_the_layers_it_has():
+    generator = torch.Generator().manual_seed(4)
+    A = {(k, t): torch.randn(r, 6, generator=generator) for k, t, r in ((0, "x", 2), (1, "x", 3), (1, "y", 1))}
+    z = {t: torch.randn(5, 4, 6, generator=generator) for t in "xy"}
+    row_task = torch.tensor([1, 1, 0, 0, 0])
+    bases = {
+        t: Basis(
+            torch.cat([row_space(a) for (_, at), a in A.items() if at == t]).float(),
+            torch.tensor([k for (k, at), a in A.items() if at == t for _ in a]),
+        )
+        for t in "xy"
+    }
+    got = sample_ratios(z, row_task, bases)
+    assert got[2:].mean().item() == pytest.approx(dense_ratio(z["x"][2:], A[0, "x"]).mean().item(), abs=1e-6)
+    want = (dense_ratio(z["x"][:2], A[1, "x"]).mean() + dense_ratio(z["y"][:2], A[1, "y"]).mean()) / 2
+    assert got[:2].mean().item() == pytest.approx(want.item(), abs=1e-6)
