@@ -10,9 +10,9 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 from rich.box import SIMPLE
-from rich.console import Console
 from rich.table import Table
 
+from nscmerge.console import print_table
 from nscmerge.plots import heat_map
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class CoefficientMonitor(Callback):
     def teardown(self, trainer: lightning.Trainer, pl_module: Any, stage: str) -> None:
         """Print the table of what was learned, below the finished progress bar."""
         if stage == "fit":
-            Console().print(self._table(pl_module, trainer.global_step))
+            print_table(self._table(pl_module, trainer.global_step))
 
     def _say_unreached(self, module: MergeModule) -> None:
         rows, names = len(module.coefficients.layers), module.unreached or []

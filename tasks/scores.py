@@ -14,10 +14,9 @@ from statistics import fmean, pstdev
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.measure import Measurement
 from rich.table import Table
 
+from nscmerge.console import print_table
 from nscmerge.folders import new_folder
 from tasks.metrics import normalized_score
 
@@ -191,9 +190,7 @@ class Scores:
 
     def print(self) -> None:
         """Print the main table, as wide as it must be."""
-        console, table = Console(), self.table()
-        needed = Measurement.get(Console(width=10_000), Console(width=10_000).options, table).maximum
-        Console(width=max(console.width, needed)).print(table)
+        print_table(self.table())
 
     def write(self, folder: str | Path) -> None:
         """Write ``scores.json``, ``scores.csv`` and ``scores.md`` into a new folder.
