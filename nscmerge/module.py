@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -131,12 +132,26 @@ class MergeModule(lightning.LightningModule):
         return self
 
     def setup(self, stage: str) -> None:
+        """Check that every expert has inputs, before the base model is loaded.
+
+        Raises:
+            ConfigError: The data module has other tasks.
+        """
+        named = getattr(getattr(self.trainer, "datamodule", None), "task_names", None)
+        if named is not None and set(named) != set(self.tasks):
+            raise ConfigError(
+                f"experts and data name different tasks: only experts: {sorted(set(self.tasks) - set(named))}, "
+                f"only data: {sorted(set(named) - set(self.tasks))}. Every expert is merged on its own inputs; make "
+                "model.init_args.experts and data.init_args.tasks equal."
+            )
+
+    def on_train_start(self) -> None:
         """Refuse a fit that would never end.
 
         Raises:
-            ConfigError: The trainer has no ``max_steps``.
+            ConfigError: The batches never run out and the trainer has no ``max_steps``.
         """
-        if stage == "fit" and self.trainer.max_steps < 1:
+        if math.isinf(self.trainer.num_training_batches) and self.trainer.max_steps < 1:
             raise ConfigError(
                 f"trainer.max_steps is {self.trainer.max_steps}; unlabelled batches never run out. "
                 "Set it to the number of steps, for example Trainer(max_steps=100)."

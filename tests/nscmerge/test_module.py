@@ -88,6 +88,12 @@ def test_one_adapter_at_coefficient_one_is_itself(tmp_path):
         torch.testing.assert_close(folded.delta(layer), factors.dense(), rtol=1e-6, atol=1e-7)
 
 
+def stream():
+    joint = data()
+    joint.setup("fit")
+    return joint.train_dataloader()
+
+
 def run(*args):
     command = [sys.executable, "-m", "tests.fakes.fit_merge", *map(str, args)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
@@ -231,8 +237,18 @@ def test_a_task_without_expert_is_named(tmp_path):
     model = tiny_bert()
     experts = adapters(model)
     del experts["c"]
-    with pytest.raises(ConfigError, match=r"the data have tasks \['c'\] without an expert"):
+    with pytest.raises(ConfigError, match=r"only experts: \[\], only data: \['c'\]"):
         trainer(tmp_path).fit(MergeModule(model, experts, objective=NSC(blocks=1)), data())
+    loader = DataLoader([next(iter(stream()))], batch_size=None)
+    with pytest.raises(ConfigError, match=r"the data have tasks \['c'\] without an expert"):
+        trainer(tmp_path).fit(MergeModule(tiny_bert(), experts, objective=NSC(blocks=1)), loader)
+
+
+def test_finite_loaders_end_by_epochs(tmp_path):
+    loader = DataLoader([next(iter(stream())) for _ in range(3)], batch_size=None)
+    fit = trainer(tmp_path, -1, max_epochs=2)
+    fit.fit(module(), loader)
+    assert fit.global_step == 6
 
 
 def test_bf16_trainer_keeps_coefficients_in_fp32(tmp_path):
