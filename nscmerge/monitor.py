@@ -38,8 +38,11 @@ class CoefficientMonitor(Callback):
         self._tick = 0.0
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        """Draw the start values."""
+        """Draw the start values, and the ratios there as far as a sanity check has measured them."""
         self._draw(trainer, pl_module)
+        start = {f"val/omega/{task}": ratio for task, ratio in pl_module.validation_ratios.items()}
+        for logger in trainer.loggers if start else ():
+            logger.log_metrics(start, step=trainer.global_step)
 
     def on_train_batch_start(self, trainer: lightning.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Start the step's clock."""

@@ -152,7 +152,8 @@ def test_tensorboard_has_what_one_would_watch(tmp_path):
     from lightning.pytorch.loggers import TensorBoardLogger
 
     logger = TensorBoardLogger(tmp_path, name="", version="run")
-    trainer(tmp_path, 10, logger=logger, log_every_n_steps=1).fit(module(), data())
+    fit = trainer(tmp_path, 10, logger=logger, log_every_n_steps=1, num_sanity_val_steps=-1)
+    fit.fit(merge := module(), data())
     events = EventAccumulator(logger.log_dir, size_guidance={"histograms": 0, "scalars": 0, "images": 0})
     tags = events.Reload().Tags()
     scalars = set(tags["scalars"])
@@ -163,6 +164,10 @@ def test_tensorboard_has_what_one_would_watch(tmp_path):
     assert "lam_a/encoder.layer.0.attention.self.query" in scalars
     assert {f"lam_histogram/{t}" for t in TASKS} == set(tags["histograms"])
     assert tags["images"] == ["lam/heat_map"]
+    start, *_, end = events.Scalars("val/omega/a")
+    assert start.step == 0
+    assert start.value == pytest.approx(merge.first_ratios["a"])
+    assert end.value == pytest.approx(merge.validation_ratios["a"])
     losses = [event.value for event in events.Scalars("loss")]
     assert len(losses) == 10
     omegas = [events.Scalars(f"omega/{t}")[4].value for t in TASKS]
