@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from nscmerge.adapters import Adapter
 from nscmerge.errors import AdapterError, MethodError
 from nscmerge.factors import LowRank
 from nscmerge.folders import new_folder
+from nscmerge.lazy import Lazy
 from nscmerge.naming import unknown
 from nscmerge.peft_format import Kind
 
@@ -112,6 +113,22 @@ class Update:
         found = known[name]
         return (found.dense() if isinstance(found, LowRank) else found).to(torch.float32)
 
+    def scaled(self, factor: float) -> Update:
+        """Return the same update times ``factor``, per-task weights too; the recipe's ``lam`` with it.
+
+        Every method here is linear in lambda, so one merge serves every candidate scale.
+        """
+        recipe = self.recipe
+        if recipe is not None and "lam" in recipe.options:
+            recipe = replace(recipe, options={**recipe.options, "lam": factor * recipe.options["lam"]})
+        return replace(
+            self,
+            layers=_scaled(self.layers, factor),
+            dense={name: factor * delta for name, delta in self.dense.items()},
+            per_task={task: _scaled(weights, factor) for task, weights in self.per_task.items()},
+            recipe=recipe,
+        )
+
     def save(self, folder: str | Path) -> Path:
         """Write a new merge folder and return its path: adapter or deltas, ``receipt.json``, ``README.md``.
 
@@ -127,6 +144,16 @@ class Update:
         with new_folder(folder) as partial:
             write_update(self, partial)
         return Path(folder)
+
+
+def _scaled(weights: Mapping[str, LowRank | Tensor], factor: float) -> Lazy[LowRank | Tensor]:
+    def scale(name: str) -> LowRank | Tensor:
+        weight = weights[name]
+        if isinstance(weight, LowRank):
+            return LowRank(weight.A, weight.B, factor * weight.scaling)
+        return factor * weight
+
+    return Lazy(list(weights), scale)
 
 
 def load_update(folder: str | Path) -> Update:

@@ -35,17 +35,17 @@ def parser() -> ArgumentParser:
     top = ArgumentParser(prog="nscmerge merge", description="Closed-form merge of adapters.")
     commands = top.add_subcommands(dest="method")
     for name, method in METHODS.items():
-        commands.add_subcommand(name, _method_parser(method), help=str(method.layer.__doc__).partition("\n")[0])
+        commands.add_subcommand(name, _method_parser(method), help=str(method.original.__doc__).partition("\n")[0])
     return top
 
 
 def _method_parser(method: Method) -> ArgumentParser:
-    own = ArgumentParser(description=str(method.layer.__doc__).partition("\n")[0])
+    own = ArgumentParser(description=str(method.original.__doc__).partition("\n")[0])
     own.add_argument("adapters", nargs="+", type=str, help="adapter folders or hub ids, or NAME=FOLDER")
     own.add_argument("--output", type=Path, required=True, help="merge folder to write; must not exist")
     own.add_argument("--base", type=str, default=None, help="base weights, only to merge whole tensors")
     own.add_argument("--variant", type=str, default="original", help=f"one of {', '.join(method.variants)}")
-    own.add_function_arguments(method.layer, skip={"experts"}, as_group=False)
+    own.add_function_arguments(method.original, skip={"experts", "stack"}, as_group=False)
     return own
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
+from typing import Any
 
 from rich.table import Table
 
-from nscmerge.methods import METHODS, LayerFunction
+from nscmerge.methods import METHODS
 
 
 def methods_table() -> Table:
@@ -21,11 +23,11 @@ def methods_table() -> Table:
     return table
 
 
-def _summary(function: LayerFunction) -> str:
+def _summary(function: Callable[..., Any]) -> str:
     """First line of the docstring, without its leading verb and markup."""
     return (inspect.getdoc(function) or "").partition("\n")[0].removeprefix("Return ").replace("``", "")
 
 
-def _source(function: LayerFunction) -> str:
+def _source(function: Callable[..., Any]) -> str:
     """The docstring's ``Source:`` line, which every method has."""
     return (inspect.getdoc(function) or "").partition("Source: ")[2].partition("\n")[0]

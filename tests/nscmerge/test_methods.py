@@ -167,7 +167,7 @@ def test_spectra_equal_dense_algebra():
 
 def test_every_method_states_options_and_source():
     for name, method in METHODS.items():
-        assert method.layer.__name__ == name
+        assert method.original.__name__ == name
         for variant, function in method.variants.items():
             assert method.options(variant)["lam"] == 1.0
             assert "Source: " in function.__doc__

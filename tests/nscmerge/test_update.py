@@ -32,6 +32,17 @@ def test_delta_includes_everything_in_fp32():
     assert update.delta("p.bias").tolist() == [1, 1]
 
 
+def test_scaled_scales_everything_and_says_so():
+    full = torch.randn(4, 3, generator=torch.Generator().manual_seed(1))
+    update = Update(
+        {"l.low": low(), "l.full": full}, {"p": full}, per_task={"a": {"l.full": full}}, recipe=recipe()
+    ).scaled(2.0)
+    torch.testing.assert_close(update.delta("l.low"), 2 * low().dense())
+    for got in (update.delta("l.full"), update.delta("p"), update.delta("l.full", "a")):
+        assert torch.equal(got, 2 * full)
+    assert update.recipe.options["lam"] == pytest.approx(0.6)
+
+
 def test_delta_names_the_nearest():
     update = Update({"layers.0.q": low()}, recipe=recipe(skipped={"norm.weight": "no base"}))
     with pytest.raises(AdapterError, match=r"'layers.0.k'; did you mean 'layers.0.q'\? Known: layers.0.q"):
