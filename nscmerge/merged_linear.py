@@ -68,8 +68,20 @@ class MergedLinear(nn.Module):
 class MergedModel:
     """Handle of a base model whose adapted layers are :class:`MergedLinear`."""
 
-    def __init__(self, model: nn.Module, layers: Mapping[str, MergedLinear], paths: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Mapping[str, MergedLinear],
+        paths: Mapping[str, str],
+        coefficients: Coefficients,
+    ) -> None:
         self.model, self.layers, self._paths = model, layers, paths
+        self._coefficients = coefficients
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """All that has a gradient: the coefficients."""
+        return list(self._coefficients.parameters())
 
     def capture(self, inputs: Mapping[str, Tensor], targets: Sequence[str]) -> dict[str, Tensor]:
         """Return ``{target: its input z (N, ..., d_in)}`` of one forward pass, stopped once all are there.
@@ -137,4 +149,4 @@ def attach(model: nn.Module, experts: Mapping[str, Mapping[str, LowRank]], coeff
     }
     for name, layer in merged.items():
         replace_module(model, located[name][0], layer)
-    return MergedModel(model, merged, {name: path for name, (path, _) in located.items()})
+    return MergedModel(model, merged, {name: path for name, (path, _) in located.items()}, coefficients)

@@ -17,6 +17,7 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric
 
+from nscmerge.accumulation import sum_one_by_one
 from nscmerge.adapters import Adapter
 from nscmerge.base_model import load_base_model, resolve_source
 from nscmerge.batching import fuse
@@ -58,6 +59,7 @@ class MergeModule(lightning.LightningModule):
 
     Raises:
         AdapterError, ShapeError: Adapters cannot be read or do not belong together.
+        ConfigError: The objective has no meaning for some of the tasks, or ``bounds`` do not hold ``init``.
         OutputExistsError: ``output`` is there already.
     """
 
@@ -86,6 +88,7 @@ class MergeModule(lightning.LightningModule):
         start = 1 / len(self.tasks) if init == "weight_average" else init
         self.coefficients = Coefficients(layers, self.tasks, init=start, granularity=granularity, bounds=bounds)
         self.objective = objective if objective is not None else NSC()
+        self.objective.bind(self.experts)
         self.merged: MergedModel | None = None
         self.unreached: list[str] | None = None
         self.ratios: list[MeanMetric] = []
@@ -94,7 +97,7 @@ class MergeModule(lightning.LightningModule):
         self._optimizer, self._scheduler = optimizer, scheduler
         self.accumulate, self._output = accumulate, output
         self.started: float | None = None
-        self.first_ratios: dict[str, float] = {}  # mean null-space ratio per task, first and latest validation
+        self.first_ratios: dict[str, float] = {}  # mean per task, first and latest validation
         self.validation_ratios: dict[str, float] = {}
         # Checkpoints hold the coefficients alone: the base and the adapters are on disk already.
         self.strict_loading = False
@@ -158,36 +161,32 @@ class MergeModule(lightning.LightningModule):
             )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the mean over tasks of their losses (Eq. 5); ``{task: inputs}`` without labels."""
+        """Return the objective's total over tasks; ``{task: inputs}`` without labels."""
         self._check_tasks(batch)
-        losses: dict[str, Tensor] = {}
-        if self.accumulate == "fused":
-            for group in fuse(batch):
-                losses |= self.objective.losses(self._attached(), group)
-            loss = torch.stack(list(losses.values())).mean()
-        else:
-            loss, losses = self._accumulated(batch)
+        losses = self._losses(batch)
+        loss = self.objective.total(list(losses.values()))
         # Every coefficient takes part, so that DDP finds no unused parameter; the gradient of this term is zero.
         loss = loss + 0.0 * sum(lam.sum() for lam in self.coefficients.parameters())
         sync = self.trainer.world_size > 1
         self.log("loss", loss.detach(), prog_bar=True, sync_dist=sync)
-        self.log_dict({f"omega/{task}": value.detach() for task, value in losses.items()}, sync_dist=sync)
+        self.log_dict(
+            {f"{self.objective.quantity}/{task}": value.detach() for task, value in losses.items()}, sync_dist=sync
+        )
         return loss
 
-    def _accumulated(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """One task's graph at a time: a linear stand-in carries the summed gradient, so every strategy still works."""
-        parameters = list(self.coefficients.parameters())
-        gradients = [torch.zeros_like(p) for p in parameters]
+    def _losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Every task's loss with gradient: all of them in one graph, or each in a graph that is freed at once."""
+        merged = self._attached()
         losses: dict[str, Tensor] = {}
+        if self.accumulate == "fused":
+            for group in fuse(batch):
+                losses |= self.objective.losses(merged, group)
+            return losses
         for task in batch:
             (group,) = fuse({task: batch[task]})
-            (value,) = self.objective.losses(self._attached(), group).values()
-            new = torch.autograd.grad(value / len(batch), parameters, allow_unused=True)
-            gradients = [g if n is None else g + n for g, n in zip(gradients, new, strict=True)]
-            losses[task] = value.detach()
-        carrier = torch.stack([(g * p).sum() for g, p in zip(gradients, parameters, strict=True)]).sum()
-        mean = torch.stack(list(losses.values())).mean()
-        return mean + carrier - carrier.detach(), losses
+            (value,) = self.objective.losses(merged, group).values()
+            losses[task] = sum_one_by_one([value], merged.parameters)
+        return losses
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Leave coefficients that no target can reach without a gradient, so that no optimizer decays them."""
@@ -200,7 +199,7 @@ class MergeModule(lightning.LightningModule):
             self.coefficients.lam[row].grad = None
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Add the null-space ratio of each task's inputs to its mean."""
+        """Add what the objective reports of each task's inputs to its mean."""
         self._check_tasks(batch)
         for group in fuse(batch):
             for task, value in self.objective.report(self._attached(), group).items():
@@ -208,15 +207,16 @@ class MergeModule(lightning.LightningModule):
                 self.ratios[self.tasks.index(task)].update(value, rows.stop - rows.start)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the mean ratio per task and over tasks."""
+        """Log the mean of what is reported, per task and over tasks."""
         values = {t: m.compute() for t, m in zip(self.tasks, self.ratios, strict=True) if m.update_called}
         for metric in self.ratios:
             metric.reset()
         if values:
             self.validation_ratios = {task: float(value) for task, value in values.items()}
             self.first_ratios = self.first_ratios or self.validation_ratios
-            self.log_dict({f"val/omega/{task}": value for task, value in values.items()}, sync_dist=True)
-            self.log("val/omega", torch.stack(list(values.values())).mean(), prog_bar=True, sync_dist=True)
+            name = f"val/{self.objective.quantity}"
+            self.log_dict({f"{name}/{task}": value for task, value in values.items()}, sync_dist=True)
+            self.log(name, torch.stack(list(values.values())).mean(), prog_bar=True, sync_dist=True)
 
     def on_fit_start(self) -> None:
         """Start the receipt's clock."""

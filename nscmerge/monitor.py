@@ -40,7 +40,9 @@ class CoefficientMonitor(Callback):
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         """Draw the start values, and the ratios there as far as a sanity check has measured them."""
         self._draw(trainer, pl_module)
-        start = {f"val/omega/{task}": ratio for task, ratio in pl_module.validation_ratios.items()}
+        start = {
+            f"val/{pl_module.objective.quantity}/{task}": ratio for task, ratio in pl_module.validation_ratios.items()
+        }
         for logger in trainer.loggers if start else ():
             logger.log_metrics(start, step=trainer.global_step)
 
@@ -113,7 +115,8 @@ class CoefficientMonitor(Callback):
 
     def _table(self, module: MergeModule, steps: int) -> Table:
         table = Table(title=f"merge of {len(module.tasks)} adapters after {steps} steps", box=SIMPLE)
-        for title in ("task", "ratio at start", "ratio now", "lambda", "min", "max", "outside [0, 1]"):
+        quantity = module.objective.quantity
+        for title in ("task", f"{quantity} at start", f"{quantity} now", "lambda", "min", "max", "outside [0, 1]"):
             table.add_column(title, justify="left" if title == "task" else "right", no_wrap=True)
         matrix = module.coefficients.matrix().cpu()
         for k, task in enumerate(module.tasks):

@@ -17,6 +17,8 @@ from nscmerge.errors import ConfigError
 CURVES = {
     "omega": "null-space ratio of the training batches",
     "val/omega": "null-space ratio of the validation inputs",
+    "entropy": "entropy of the heads' outputs on the training batches, nats",
+    "val/entropy": "entropy of the heads' outputs on the validation inputs, nats",
     "lam_mean": "mean merge coefficient",
 }
 

@@ -48,8 +48,8 @@ def learned_recipe(module: MergeModule) -> Recipe:
         notes=notes,
         extra={
             "unreached": module.unreached or [],
-            "validation_ratio_at_start": module.first_ratios,
-            "validation_ratio_at_end": module.validation_ratios,
+            f"validation_{module.objective.quantity}_at_start": module.first_ratios,
+            f"validation_{module.objective.quantity}_at_end": module.validation_ratios,
         },
     )
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from nscmerge.adapters import Adapter
 from nscmerge.batching import Group
 from nscmerge.coefficients import KeepsPrecision
 from nscmerge.factors import LowRank
@@ -16,6 +18,16 @@ from nscmerge.merged_linear import MergedModel
 
 class Objective(KeepsPrecision):
     """A loss that needs inputs only. Subclasses choose how far the model runs and what they read from it."""
+
+    #: What :meth:`losses` and :meth:`report` measure, as logs name it: ``omega/<task>``, ``val/omega/<task>``.
+    quantity: str = "omega"
+
+    def bind(self, experts: Mapping[str, Adapter]) -> None:
+        """Check the experts, and take what they hold beside factors; before the base model is loaded.
+
+        Args:
+            experts: Adapters by task. Nothing is needed of them by default.
+        """
 
     @abstractmethod
     def prepare(self, model: nn.Module, experts: Mapping[str, Mapping[str, LowRank]]) -> None:
@@ -33,6 +45,10 @@ class Objective(KeepsPrecision):
     @abstractmethod
     def losses(self, merged: MergedModel, group: Group) -> dict[str, Tensor]:
         """Return ``{task: scalar loss with gradient}`` of one fused group: the mean over that task's rows."""
+
+    def total(self, losses: Sequence[Tensor]) -> Tensor:
+        """Return the loss of one step from those of its tasks: their mean (Eq. 5 of NSC)."""
+        return torch.stack(list(losses)).mean()
 
     @abstractmethod
     def report(self, merged: MergedModel, group: Group) -> dict[str, Tensor]:
