@@ -36,18 +36,25 @@ def find_weights(folder: Path, who: str) -> list[Path]:
         try:
             files = sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
         except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise AdapterError(f"{who}: {INDEX} is damaged; expected JSON with 'weight_map'. Copy it again.") from error
+            raise AdapterError(
+                f"{who}: {INDEX} is damaged; expected JSON with 'weight_map'. Copy it again.", "index-damaged"
+            ) from error
         for name in files:
             # The index is untrusted: a name with folders in it could point anywhere.
             if not isinstance(name, str) or Path(name).name != name or not (folder / name).is_file():
-                raise AdapterError(f"{who}: {INDEX} names {name!r}, which is not in the folder. Copy all shards.")
+                raise AdapterError(
+                    f"{who}: {INDEX} names {name!r}, which is not in the folder. Copy all shards.", "shard-missing"
+                )
         return [folder / name for name in files]
     if (folder / "adapter_model.bin").is_file():
         raise AdapterError(
             f"{who}: adapter_model.bin is a pickle, which can run code when opened, and is not read. Convert it where "
-            "you trust it: PeftModel.from_pretrained(...).save_pretrained(..., safe_serialization=True)."
+            "you trust it: PeftModel.from_pretrained(...).save_pretrained(..., safe_serialization=True).",
+            "pickle-only",
         )
-    raise AdapterError(f"{who}: {WEIGHTS} is missing, and no {INDEX} names shards. Copy the whole adapter folder.")
+    raise AdapterError(
+        f"{who}: {WEIGHTS} is missing, and no {INDEX} names shards. Copy the whole adapter folder.", "weights-missing"
+    )
 
 
 def read_tensors(files: Sequence[Path], who: str) -> dict[str, Tensor]:
@@ -61,9 +68,11 @@ def read_tensors(files: Sequence[Path], who: str) -> dict[str, Tensor]:
         try:
             content = load_file(path)
         except (SafetensorError, OSError) as error:
-            raise AdapterError(f"{who}: {path.name} cannot be read ({error}). Copy it again.") from error
+            raise AdapterError(
+                f"{who}: {path.name} cannot be read ({error}). Copy it again.", "weights-damaged"
+            ) from error
         if double := sorted(set(content) & set(tensors)):
-            raise AdapterError(f"{who}: key '{double[0]}' stands in two shards. Save the adapter again.")
+            raise AdapterError(f"{who}: key '{double[0]}' stands in two shards. Save the adapter again.", "double-key")
         tensors |= content
     return tensors
 

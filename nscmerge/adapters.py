@@ -116,26 +116,32 @@ def load_adapter(path_or_hub_id: str | Path, *, name: str | None = None, revisio
         AdapterError: Nothing is there; or something that is not plain LoRA, incomplete, damaged, NaN, or all zero. The
             message names adapter, layer or file, and the way out.
     """
-    folder = Path(path_or_hub_id)
-    if not folder.is_dir():
-        folder = _download(str(path_or_hub_id), revision)
+    folder = local_folder(path_or_hub_id, revision)
     name = name or Path(path_or_hub_id).absolute().name
     adapter = read_folder(folder, name, str(path_or_hub_id))
     if adapter.layers and not any(_is_nonzero(layer) for layer in adapter.layers.values()):
         raise AdapterError(
             f"adapter '{name}' ({path_or_hub_id}): all {len(adapter.layers)} layers are zero updates (B or alpha is "
-            "0); it was never trained, or its weights were not gathered when saved. Leave it out or save it again."
+            "0); it was never trained, or its weights were not gathered when saved. Leave it out or save it again.",
+            "zero-update",
         )
     return adapter
 
 
-def _download(hub_id: str, revision: str | None) -> Path:
-    """Return the local snapshot of a hub repository, without anything but safetensors and JSON."""
+def local_folder(path_or_hub_id: str | Path, revision: str | None = None) -> Path:
+    """Return the folder itself, or the local snapshot of a hub repository: nothing but its safetensors and JSON.
+
+    Raises:
+        AdapterError: Neither such a folder nor a repository that can be read now.
+    """
+    if (folder := Path(path_or_hub_id)).is_dir():
+        return folder
+    hub_id = str(path_or_hub_id)
     both = f"'{hub_id}' is neither a folder on this machine nor a hub id that can be read now"
     if Path(hub_id).is_file():
-        raise AdapterError(f"'{hub_id}' is a file; expected the folder that holds {CONFIG} and the weights.")
+        raise AdapterError(f"'{hub_id}' is a file; expected the folder that holds {CONFIG} and weights.", "not-found")
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", hub_id) or hub_id.startswith("."):
-        raise AdapterError(f"{both} (hub ids look like 'owner/name'). Check the path.")
+        raise AdapterError(f"{both} (hub ids look like 'owner/name'). Check the path.", "not-found")
     # Imported here: the hub client costs half a second that a local folder does not need.
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
@@ -146,7 +152,8 @@ def _download(hub_id: str, revision: str | None) -> Path:
         reason = str(error).strip().partition("\n")[0]
         raise AdapterError(
             f"{both} ({type(error).__name__}: {reason}). Check the path; for a hub id check its spelling, the network "
-            "and your login, or download it elsewhere and give the folder."
+            "and your login, or download it elsewhere and give the folder.",
+            "not-found",
         ) from error
 
 
@@ -160,7 +167,9 @@ def read_folder(folder: Path, name: str, source: str) -> Adapter:
     if not (folder / CONFIG).is_file():
         if dense:
             return Adapter(dense=dense, head=head, name=name, source=source, sha256=hash_weights([folder / DELTA]))
-        raise AdapterError(f"{who}: {CONFIG} is missing. Give the folder that PEFT's save_pretrained wrote.")
+        raise AdapterError(
+            f"{who}: {CONFIG} is missing. Give the folder that PEFT's save_pretrained wrote.", "config-missing"
+        )
     config = read_config(folder / CONFIG, who)
     files = find_weights(folder, who)
     parsed = parse(read_tensors(files, who), config, who)
@@ -170,7 +179,9 @@ def read_folder(folder: Path, name: str, source: str) -> Adapter:
         if any(key.startswith(f"{module}.") for module in heads):
             tensor = saved.pop(key)
             if key in head and not torch.equal(head[key], tensor):
-                raise AdapterError(f"{who}: '{key}' differs between {HEAD} and the weights. Delete the wrong one.")
+                raise AdapterError(
+                    f"{who}: '{key}' differs between {HEAD} and the weights. Delete the wrong one.", "two-heads"
+                )
             head[key] = tensor
     base = config.get("base_model_name_or_path") or None
     return Adapter(

@@ -10,7 +10,16 @@ class ShapeError(NSCMergeError, ValueError):
 
 
 class AdapterError(NSCMergeError, ValueError):
-    """An adapter cannot be read, written, or merged exactly."""
+    """An adapter cannot be read, written, or merged exactly.
+
+    Args:
+        message: What was got, what was expected, where, and what to do.
+        code: Stable name of the kind of fault, by which ``nscmerge doctor`` lists it.
+    """
+
+    def __init__(self, message: str, code: str = "unmergeable") -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class MethodError(NSCMergeError, ValueError):

@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,31 +44,69 @@ def read_config(path: Path, who: str) -> dict[str, Any]:
     Raises:
         AdapterError: The file is not JSON, or describes something else than plain LoRA; the message says what.
     """
+    config = parse_config(path, who)
+    for fault in config_faults(config, who):
+        raise fault
+    return config
+
+
+def parse_config(path: Path, who: str) -> dict[str, Any]:
+    """Return the content of an ``adapter_config.json`` unchecked.
+
+    Raises:
+        AdapterError: The file cannot be read, or holds no JSON object.
+    """
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise AdapterError(f"{who}: {path.name} is not valid JSON ({error}). Copy the adapter again.") from error
-    if not isinstance(config, dict) or (kind := config.get("peft_type")) != "LORA":
-        got = repr(kind) if isinstance(config, dict) else f"a {type(config).__name__}"
-        raise AdapterError(f"{who}: peft_type in {path.name} is {got}; expected 'LORA', the only type that is merged.")
+    except (OSError, ValueError, RecursionError) as error:
+        raise AdapterError(
+            f"{who}: {path.name} is not valid JSON ({error}). Copy the adapter again.", "config-damaged"
+        ) from error
+    if not isinstance(config, dict):
+        raise AdapterError(
+            f"{who}: {path.name} holds a {type(config).__name__}; expected an object with peft_type 'LORA'. Copy the "
+            "adapter again.",
+            "config-damaged",
+        )
+    return config
+
+
+def config_faults(config: Mapping[str, Any], who: str) -> Iterator[AdapterError]:
+    """Yield, as an error that is not raised, every reason why an adapter of this config is not plain LoRA."""
+    if (kind := config.get("peft_type")) != "LORA":
+        yield AdapterError(
+            f"{who}: peft_type in adapter_config.json is {kind!r}; expected 'LORA', the only type that is merged. "
+            "Train this adapter as plain LoRA.",
+            "not-lora",
+        )
     for field, meaning in _REFUSED.items():
         if config.get(field):
-            raise AdapterError(
+            yield AdapterError(
                 f"{who}: {field} is set, that is {meaning}; its update is not scaling * B @ A of the base model's own "
-                "weight. Train this adapter as plain LoRA."
+                "weight. Train this adapter as plain LoRA.",
+                "dora" if field == "use_dora" else "unsupported-lora",
             )
     # The comparison by type keeps 1 and 0 from passing for True and False.
     init = config.get("init_lora_weights", True)
     if not any(init == plain and type(init) is type(plain) for plain in PLAIN_INITS):
-        raise AdapterError(
+        yield AdapterError(
             f"{who}: init_lora_weights is {init!r}, which changes the base weight (or may); allowed are "
             f"{', '.join(map(repr, PLAIN_INITS))}. PEFT converts such an adapter to plain LoRA: save_pretrained(..., "
-            "path_initial_model_for_weight_conversion=<folder of the untrained adapter>)."
+            "path_initial_model_for_weight_conversion=<folder of the untrained adapter>).",
+            "changed-base",
         )
-    for field in ("rank_pattern", "alpha_pattern"):
-        if not isinstance(config.get(field) or {}, dict):
-            raise AdapterError(f"{who}: {field} is {config[field]!r}; expected an object {{pattern: number}}.")
-    return config
+    modules = config.get("modules_to_save") or []
+    for field, fine, expected in (
+        ("rank_pattern", isinstance(config.get("rank_pattern") or {}, dict), "an object {pattern: number}"),
+        ("alpha_pattern", isinstance(config.get("alpha_pattern") or {}, dict), "an object {pattern: number}"),
+        ("modules_to_save", isinstance(modules, list) and all(isinstance(m, str) for m in modules), "a list of names"),
+        ("base_model_name_or_path", isinstance(config.get("base_model_name_or_path") or "", str), "a name or null"),
+    ):
+        if not fine:
+            yield AdapterError(
+                f"{who}: {field} in adapter_config.json is {config[field]!r}; expected {expected}. Save it with PEFT.",
+                "config-value",
+            )
 
 
 def pattern_key(patterns: Sequence[str], layer: str) -> str:
@@ -92,12 +130,16 @@ def rank_and_scaling(config: Mapping[str, Any], layer: str, who: str) -> tuple[i
         alpha = alphas.get(pattern_key(list(alphas), layer), config.get("lora_alpha", 8))
     except re.error as error:
         raise AdapterError(
-            f"{who}: a key of rank_pattern or alpha_pattern is not a regular expression ({error})."
+            f"{who}: a key of rank_pattern or alpha_pattern is not a regular expression ({error}).", "config-value"
         ) from error
     if type(rank) is not int or rank < 1:
-        raise AdapterError(f"{who}, layer '{layer}': the config gives rank {rank!r}; expected a whole number >= 1.")
-    if type(alpha) not in (int, float) or not math.isfinite(alpha):
-        raise AdapterError(f"{who}, layer '{layer}': the config gives alpha {alpha!r}; expected a finite number.")
+        raise AdapterError(
+            f"{who}, layer '{layer}': the config gives rank {rank!r}; expected a whole number >= 1.", "config-value"
+        )
+    if type(alpha) not in (int, float) or not -1e30 < alpha < 1e30:  # also false for NaN
+        raise AdapterError(
+            f"{who}, layer '{layer}': the config gives alpha {alpha!r}; expected a finite number.", "config-value"
+        )
     return rank, alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -18,7 +19,7 @@ PREFIX = "base_model.model."
 
 _LORA = re.compile(r"(?P<layer>.+)\.(?P<part>lora_[AB]\.weight|lora_embedding_[AB])")
 #: Embeddings that PEFT stores whole beside LoRA when the vocabulary was resized or the embedding is a target.
-_EMBEDDINGS = ("embed_tokens", "lm_head", "word_embeddings", "wte", "embed_out")
+EMBEDDINGS = ("embed_tokens", "lm_head", "word_embeddings", "wte", "embed_out")
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -53,19 +54,26 @@ def check_tensor(tensor: Tensor, what: str) -> None:
         AdapterError: Another dtype, or NaN or Inf.
     """
     if tensor.dtype not in _FLOATS:
-        raise AdapterError(f"{what} is {tensor.dtype}; expected fp16, bf16, fp32 or fp64. Convert it first.")
+        raise AdapterError(f"{what} is {tensor.dtype}; expected fp16, bf16, fp32 or fp64. Convert it first.", "dtype")
     if not bool(torch.isfinite(tensor).all()):
         bad = int((~torch.isfinite(tensor)).sum())
-        raise AdapterError(f"{what} holds {bad} NaN or Inf of {tensor.numel()} values; that training run diverged.")
+        raise AdapterError(
+            f"{what} holds {bad} NaN or Inf of {tensor.numel()} values; that training run diverged.", "not-finite"
+        )
 
 
-def parse(tensors: Mapping[str, Tensor], config: Mapping[str, Any], who: str) -> Parsed:
+#: What ``parse`` could not take, each with the layer or tensor that it is about.
+Faults = list[tuple[str, AdapterError]]
+
+
+def parse(tensors: Mapping[str, Tensor], config: Mapping[str, Any], who: str, faults: Faults | None = None) -> Parsed:
     """Return layers, kinds and whole tensors of an adapter file; every key must be understood.
 
     Args:
         tensors: Content of ``adapter_model.safetensors``.
         config: Checked ``adapter_config.json``.
         who: The adapter as messages name it.
+        faults: Takes every fault in place of raising the first; layers and tensors with a fault are then left out.
 
     Raises:
         AdapterError: A key that plain LoRA does not have, a missing partner, shapes or ranks that contradict each
@@ -74,32 +82,57 @@ def parse(tensors: Mapping[str, Tensor], config: Mapping[str, Any], who: str) ->
     parsed = Parsed()
     parts: dict[str, dict[str, Tensor]] = {}
     for key in sorted(tensors):
-        if not key.startswith(PREFIX):
-            raise AdapterError(f"{who}: unknown key '{key}'; PEFT's keys start with '{PREFIX}'. Save it with PEFT.")
         name = key.removeprefix(PREFIX)
-        if match := _LORA.fullmatch(name):
-            check_tensor(tensors[key], f"{who}, layer '{match['layer']}': {match['part']}")
-            parts.setdefault(match["layer"], {})[match["part"].removesuffix(".weight")] = tensors[key]
-        elif "lora_" in name:
-            _refuse_lora_key(key, who)
-        elif not _is_copy(key, tensors):
-            check_tensor(tensors[key], f"{who}: tensor '{name}'")
-            _add_saved(parsed, name, tensors[key], config, who)
-    if not parts:
-        raise AdapterError(f"{who}: no LoRA tensor in it; expected keys like '{PREFIX}<layer>.lora_A.weight'.")
+        match = _LORA.fullmatch(name)
+        with _collected(faults, match["layer"] if match else name):
+            if not key.startswith(PREFIX):
+                raise AdapterError(
+                    f"{who}: unknown key '{key}'; PEFT's keys start with '{PREFIX}'. Save it with PEFT.", "unknown-key"
+                )
+            if match:
+                parts.setdefault(match["layer"], {})[match["part"].removesuffix(".weight")] = tensors[key]
+            elif "lora_" in name:
+                _refuse_lora_key(key, who)
+            elif not _is_copy(key, tensors):
+                check_tensor(tensors[key], f"{who}: tensor '{name}'")
+                _add_saved(parsed, name, tensors[key], config, who)
     for layer, found in parts.items():
-        _add_layer(parsed, layer, found, config, who)
+        with _collected(faults, layer):
+            _add_layer(parsed, layer, found, config, who)
+    if not parts:
+        with _collected(faults, ""):
+            raise AdapterError(
+                f"{who}: no LoRA tensor in it; expected keys like '{PREFIX}<layer>.lora_A.weight'. Save it with PEFT.",
+                "no-lora-tensor",
+            )
     return parsed
+
+
+@contextmanager
+def _collected(faults: Faults | None, name: str) -> Iterator[None]:
+    """Put the block's fault, about layer or tensor ``name``, into ``faults``; raise it where there is no such list."""
+    try:
+        yield
+    except AdapterError as error:
+        if faults is None:
+            raise
+        faults.append((name, error))
 
 
 def _refuse_lora_key(key: str, who: str) -> None:
     if "lora_magnitude_vector" in key:
-        raise AdapterError(f"{who}: '{key}' belongs to DoRA, which also rescales the base weight. Train plain LoRA.")
+        raise AdapterError(
+            f"{who}: '{key}' belongs to DoRA, which also rescales the base weight. Train plain LoRA.", "dora"
+        )
     if key.endswith(".bias"):
-        raise AdapterError(f"{who}: '{key}' is a bias beside B (lora_bias), which is no part of B @ A. Train without.")
+        raise AdapterError(
+            f"{who}: '{key}' is a bias beside B (lora_bias), which is no part of B @ A. Train without.",
+            "unsupported-lora",
+        )
     raise AdapterError(
         f"{who}: unknown LoRA key '{key}'; expected '...lora_A.weight' and '...lora_B.weight' without an adapter name "
-        "in them. Save it with PEFT's save_pretrained."
+        "in them. Save it with PEFT's save_pretrained.",
+        "unknown-key",
     )
 
 
@@ -120,36 +153,47 @@ def _add_saved(parsed: Parsed, name: str, tensor: Tensor, config: Mapping[str, A
         parsed.modules.add(module)
     elif not (
         (path[-1] == "bias" and config.get("bias", "none") != "none")
-        or (path[-1] == "weight" and len(path) > 1 and (path[-2] == "base_layer" or path[-2] in _EMBEDDINGS))
+        or (path[-1] == "weight" and len(path) > 1 and (path[-2] == "base_layer" or path[-2] in EMBEDDINGS))
     ):
         raise AdapterError(
             f"{who}: unknown key '{PREFIX}{name}': no LoRA factor, and neither modules_to_save "
-            f"({config.get('modules_to_save')}) nor bias ({config.get('bias', 'none')!r}) of the config explains it."
+            f"({config.get('modules_to_save')}) nor bias ({config.get('bias', 'none')!r}) of the config explains it.",
+            "unknown-key",
         )
     parsed.saved[name] = tensor
 
 
 def _add_layer(parsed: Parsed, layer: str, found: dict[str, Tensor], config: Mapping[str, Any], who: str) -> None:
     where = f"{who}, layer '{layer}'"
+    for part, tensor in found.items():
+        check_tensor(tensor, f"{where}: {part}" + ("" if "embedding" in part else ".weight"))
     stem = "lora_embedding_" if any("embedding" in part for part in found) else "lora_"
     if missing := {stem + "A", stem + "B"} - set(found):
-        raise AdapterError(f"{where}: {missing.pop()} is missing; only {sorted(found)} is there. Copy it again.")
+        raise AdapterError(
+            f"{where}: {min(missing)} is missing; only {sorted(found)} is there. Copy it again.", "missing-half"
+        )
     if len(found) > 2 or ".base_layer." in f".{layer}.":
-        raise AdapterError(f"{where}: several adapted tensors share this module ({sorted(found)}); not supported.")
+        raise AdapterError(
+            f"{where}: several adapted tensors share this module ({sorted(found)}); not supported.", "unsupported-lora"
+        )
     A, B = found[stem + "A"], found[stem + "B"]
     if A.ndim < 2 or B.ndim != (2 if A.ndim == 2 else A.ndim) or 0 in (*A.shape, *B.shape):
         raise AdapterError(
             f"{where}: A is {tuple(A.shape)} and B {tuple(B.shape)}; expected two filled matrices, or two convolution "
-            "kernels. Empty or flat tensors come from saving a sharded model without gathering it first."
+            "kernels. Empty or flat tensors come from saving a sharded model without gathering it first.",
+            "flat-factor",
         )
     if B.shape[1] != A.shape[0] or set(B.shape[2:]) - {1}:
         hint = " Grouped convolutions are not supported." if A.ndim > 2 else ""
-        raise AdapterError(f"{where}: A is {tuple(A.shape)} and B {tuple(B.shape)}; their ranks differ.{hint}")
+        raise AdapterError(
+            f"{where}: A is {tuple(A.shape)} and B {tuple(B.shape)}; their ranks differ.{hint}", "rank-conflict"
+        )
     rank, scaling = rank_and_scaling(config, layer, who)
     if rank != A.shape[0]:
         raise AdapterError(
             f"{where}: the config says rank {rank} (r or rank_pattern), the tensors have rank {A.shape[0]}; alpha / r "
-            "is then unknown. Put the config and the weights of the same training run together."
+            "is then unknown. Put the config and the weights of the same training run together.",
+            "rank-conflict",
         )
     if stem == "lora_embedding_":
         parsed.kinds[layer] = Kind("embedding")
