@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 from lightning import LightningModule
@@ -16,7 +17,7 @@ from nscmerge.folders import check_absent
 from nscmerge.switch import Layers, Switch, attach_switch
 from nscmerge.update import Update
 from tasks.base import Task
-from tasks.candidates import expert_layers, merge_layers, read_merge
+from tasks.candidates import ClosedForm, expert_layers, merge_layers, read_merge
 from tasks.expert import read_expert
 from tasks.scores import BASE, EXPERT, Scores, TaskInfo
 
@@ -31,7 +32,8 @@ class Benchmark(LightningModule):
         base_model: Frozen base, as :func:`nscmerge.base_model.load_base_model` reads it.
         tasks: Head, prediction and metrics by task name; the weights of the head come from the expert.
         experts: Expert folder by task name, or ``package:NAME/FOLDER``.
-        merges: Merge folder (or any PEFT adapter folder) by the name that the tables show.
+        merges: By the name that the tables show: a merge folder, any PEFT adapter folder, or a :class:`ClosedForm` to
+            make of the experts (``{method: ties, lam: 0.5}``).
         base_sha256: Hash that a local base model's weights must have; None takes any.
         output: Scores folder to write; must not exist. None only prints.
 
@@ -51,7 +53,7 @@ class Benchmark(LightningModule):
         base_model: str | nn.Module,
         tasks: dict[str, Task],
         experts: dict[str, str | Path],
-        merges: dict[str, str | Path] | None = None,
+        merges: dict[str, str | Path | ClosedForm] | None = None,
         base_sha256: str | None = None,
         output: Path | None = None,
     ) -> None:
@@ -96,7 +98,7 @@ class Benchmark(LightningModule):
         for name, task in zip(self.task_names, self.tasks, strict=True):
             adapters[name], head = read_expert(self.experts[name], name)
             task.load_head(head, name)
-        updates = {name: read_merge(folder) for name, folder in self.merges.items()}
+        updates = {name: read_merge(source, adapters) for name, source in self.merges.items()}
         _same_base(adapters, updates)
         model = load_base_model(*self._source)
         self._switch, self._active = self._attach(model, adapters, updates)
@@ -154,7 +156,7 @@ class Benchmark(LightningModule):
         origin = {
             "base_model": self.base_model,
             "experts": {name: str(folder) for name, folder in self.experts.items()},
-            "merges": {name: str(folder) for name, folder in self.merges.items()},
+            "merges": {n: asdict(m) if isinstance(m, ClosedForm) else str(m) for n, m in self.merges.items()},
         }
         self.scores = Scores.of(tasks, values, origin)
         if self.trainer.is_global_zero:

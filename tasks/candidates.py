@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -11,10 +13,32 @@ from nscmerge.adapters import Adapter
 from nscmerge.base_model import resolve_source
 from nscmerge.errors import AdapterError
 from nscmerge.factors import LowRank
+from nscmerge.merging import merge
 from nscmerge.surgery import resolve_layer
 from nscmerge.update import Update, load_update
 
 Layers = dict[str, LowRank | Tensor]
+
+
+@dataclass(frozen=True)
+class ClosedForm:
+    """A merge of the tested experts by a closed-form method, made on the spot instead of read from a folder.
+
+    Args:
+        method: A name in :data:`nscmerge.methods.METHODS`.
+        lam: Scale of the update.
+        variant: ``original``, or ``papercode`` where the method has one.
+        options: The method's other options.
+    """
+
+    method: str
+    lam: float = 1.0
+    variant: str = "original"
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def merge(self, experts: Mapping[str, Adapter]) -> Update:
+        """Return the merge; raises as :func:`nscmerge.merging.merge`."""
+        return merge(experts, self.method, variant=self.variant, lam=self.lam, **self.options)
 
 
 def expert_layers(model: nn.Module, adapter: Adapter, name: str) -> Layers:
@@ -53,8 +77,10 @@ def merge_layers(model: nn.Module, update: Update, tasks: Iterable[str], name: s
     return found
 
 
-def read_merge(source: str | Path) -> Update:
-    """Return the update of a merge folder, ``package:`` sources included."""
+def read_merge(source: str | Path | ClosedForm, experts: Mapping[str, Adapter]) -> Update:
+    """Return the update of a merge folder (``package:`` sources included), or make it of ``experts``."""
+    if isinstance(source, ClosedForm):
+        return source.merge(experts)
     return load_update(resolve_source(str(source)))
 
 

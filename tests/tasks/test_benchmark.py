@@ -9,9 +9,10 @@ from datamodules.joint import JointDataModule
 from nscmerge.adapters import Adapter, save_adapter
 from nscmerge.errors import AdapterError, ConfigError
 from nscmerge.factors import LowRank
+from nscmerge.merging import merge
 from nscmerge.update import Update
 from tasks.benchmark import Benchmark
-from tasks.candidates import merge_layers
+from tasks.candidates import ClosedForm, merge_layers
 from tasks.classification import TextClassification
 from tasks.metrics import accuracy, normalized_score, pearson
 from tasks.regression import TextRegression
@@ -83,6 +84,17 @@ def test_numbers_equal_those_computed_by_hand(folders, tmp_path, capsys, order):
     assert list(content["candidates"]) == ["base", "expert", "ours"]
     assert {name: info["samples"] for name, info in content["tasks"].items()} == {"topic.a": 24, "rating": 17}
     assert "expert (absolute)" in capsys.readouterr().out
+
+
+def test_a_merge_may_be_named_by_its_method_instead_of_a_folder(folders, tmp_path):
+    experts = {name: folders[name] for name in ("topic.a", "rating")}
+    folder = merge(experts, "svd", lam=0.7, rank=1).save(tmp_path / "svd")
+    given = {"folder": folder, "method": ClosedForm("svd", 0.7, options={"rank": 1})}
+    scores = run(Benchmark(tiny_bert(), heads(), experts, given, output=tmp_path / "scores"), data())
+    rows = {row.name: row.normalized for row in scores.rows}
+    assert rows["method"] == pytest.approx(rows["folder"], rel=1e-6)
+    recorded = json.loads((tmp_path / "scores" / "scores.json").read_text())["merges"]["method"]
+    assert recorded == {"method": "svd", "lam": 0.7, "variant": "original", "options": {"rank": 1}}
 
 
 @pytest.mark.slow
