@@ -1,61 +1,58 @@
-"""Options that several methods share, checked before any work."""
+"""Checks of method options that several methods share: what was got, what was expected."""
 
 from __future__ import annotations
 
-import math
-from typing import Any, Literal
+from collections.abc import Sequence
 
 from nscmerge.errors import MethodError
-
-#: What becomes of the entries that agree in sign: their mean, or their sum.
-Agg = Literal["mean", "sum"]
+from nscmerge.naming import nearest
 
 
-def check_density(method: str, density: Any) -> None:
-    """Raise unless ``density`` is a number in (0, 1], the share of entries kept.
+def check_number(method: str, name: str, value: object, interval: str) -> float:
+    """Return ``value`` if it is a number inside ``interval``, written as in ``(0, 1]`` or ``[0, 1)``.
 
     Raises:
-        MethodError: It is not.
+        MethodError: A bool, no number, NaN, or outside.
     """
-    if not _is_number(density) or not 0 < density <= 1:
-        raise MethodError(
-            f"method '{method}': density is {density!r}; expected a number in (0, 1], the share of entries kept "
-            "(0.2 keeps a fifth, 1 all)."
-        )
+    low, high = (float(end) for end in interval[1:-1].split(","))
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        above = value > low or (interval[0] == "[" and value == low)
+        below = value < high or (interval[-1] == "]" and value == high)
+        if above and below:
+            return value
+    raise MethodError(f"{method}: {name} is {value!r}; expected a number in {interval}.")
 
 
-def check_drop(method: str, drop: Any) -> None:
-    """Raise unless ``drop`` is a number in [0, 1), the chance of an entry to be dropped.
+def check_whole(method: str, name: str, value: object, at_least: int | None = None) -> int:
+    """Return ``value`` if it is a whole number, not below ``at_least``.
 
     Raises:
-        MethodError: It is not.
+        MethodError: A bool, no whole number, or too small.
     """
-    if not _is_number(drop) or not 0 <= drop < 1:
-        raise MethodError(
-            f"method '{method}': drop is {drop!r}; expected a number in [0, 1), the chance of an entry to be dropped "
-            "(1 would leave nothing to rescale; 0.9 is usual, 0 drops none)."
-        )
+    if isinstance(value, int) and not isinstance(value, bool) and (at_least is None or value >= at_least):
+        return value
+    bound = "" if at_least is None else f" >= {at_least}"
+    raise MethodError(f"{method}: {name} is {value!r}; expected a whole number{bound}.")
 
 
-def check_agg(method: str, agg: Any) -> None:
-    """Raise unless ``agg`` is ``mean`` or ``sum``.
+def check_switch(method: str, name: str, value: object) -> bool:
+    """Return ``value`` if it is true or false.
 
     Raises:
-        MethodError: It is not.
+        MethodError: Anything else, 0 and 1 included.
     """
-    if agg not in ("mean", "sum"):
-        raise MethodError(f"method '{method}': agg is {agg!r}; expected 'mean' or 'sum' of the entries that agree.")
+    if isinstance(value, bool):
+        return value
+    raise MethodError(f"{method}: {name} is {value!r}; expected True or False.")
 
 
-def check_seed(method: str, seed: Any) -> None:
-    """Raise unless ``seed`` is a whole number; 0 is one like any other.
+def check_choice(method: str, name: str, value: object, known: Sequence[str]) -> str:
+    """Return ``value`` if it is one of ``known``.
 
     Raises:
-        MethodError: It is not.
+        MethodError: It is not; the message names the nearest one and lists all.
     """
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise MethodError(f"method '{method}': seed is {seed!r}; expected a whole number.")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, str) and value in known:
+        return value
+    near = nearest(value, known) if isinstance(value, str) else ""
+    raise MethodError(f"{method}: {name} is {value!r}{near or ';'} expected one of {', '.join(map(repr, known))}.")
