@@ -10,7 +10,7 @@ import torch
 from lightning import LightningDataModule
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
 
 from nscmerge.errors import ShapeError
 
@@ -84,6 +84,14 @@ class RankShare(DistributedSampler[Any]):
 
     def __len__(self) -> int:
         return len(self.indices)
+
+
+def evenly_spaced(dataset: Dataset[Sample], samples: int | None) -> Dataset[Sample]:
+    """Return at most ``samples`` of a data set, evenly spaced from the first on; all of them where None."""
+    size: int = len(dataset)  # type: ignore[arg-type]
+    if samples is None or samples >= size:
+        return dataset
+    return Subset(dataset, [i * size // samples for i in range(samples)])
 
 
 def evaluation_loader(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
-from datamodules.base import Sample, Split, TaskDataModule, evaluation_loader
+from datamodules.base import Sample, Split, TaskDataModule, evaluation_loader, evenly_spaced
 from datamodules.stream import EndlessStream, JointBatch, SequentialBatches, StreamLoader
 from nscmerge.errors import ConfigError
 
@@ -99,13 +99,29 @@ class JointDataModule(LightningDataModule):
 
     def test_dataloader(self) -> list[DataLoader[Sample]]:
         """Return one labelled loader per task, in the order of ``task_names``."""
+        return list(self.labelled_dataloaders("test").values())
+
+    def labelled_dataloaders(
+        self, split: Split, samples: int | None = None, batch_size: int | None = None
+    ) -> dict[str, DataLoader[Sample]]:
+        """Return one labelled loader per task, for what compares merges with labels; learning never asks for it.
+
+        Args:
+            split: Which one.
+            samples: At most so many per task, evenly spaced over the split, which may be sorted; None takes all.
+            batch_size: Samples per batch; ``test_batch_size`` if None.
+        """
         rank, world_size = self._place()
-        return [
-            evaluation_loader(
-                data.dataset("test"), self.test_batch_size, self.num_workers, rank=rank, world_size=world_size
+        return {
+            task: evaluation_loader(
+                evenly_spaced(data.dataset(split), samples),
+                batch_size or self.test_batch_size,
+                self.num_workers,
+                rank=rank,
+                world_size=world_size,
             )
-            for data in self.tasks.values()
-        ]
+            for task, data in self.tasks.items()
+        }
 
     def _unlabelled(self) -> dict[str, Dataset[Sample]]:
         return {task: data.unlabelled(self.split) for task, data in self.tasks.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
 from nscmerge.errors import ConfigError
@@ -20,6 +21,7 @@ class SwitchLinear(nn.Module):
         super().__init__()
         self.base = base
         self.active: str | None = None
+        self.scale = 1.0
         self._names: dict[str, int] = {}
 
     def add(self, name: str, update: LowRank | Tensor) -> None:
@@ -34,26 +36,30 @@ class SwitchLinear(nn.Module):
             self.register_buffer(f"D{index}", update.to(like), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return base(x) + delta(x) of the active update, (..., d_out)."""
+        """Return base(x) + scale * delta(x) of the active update, (..., d_out)."""
         out: Tensor = self.base(x)
         index = self._names.get(self.active) if self.active is not None else None
         if index is None:
             return out
         dense = getattr(self, f"D{index}", None)
         if dense is not None:
-            return out + nn.functional.linear(x, dense)
+            return torch.add(out, nn.functional.linear(x, dense), alpha=self.scale)
         A, B = getattr(self, f"A{index}"), getattr(self, f"B{index}")
-        return out + nn.functional.linear(nn.functional.linear(x, A), B)
+        return torch.add(out, nn.functional.linear(nn.functional.linear(x, A), B), alpha=self.scale)
 
 
 class Switch:
     """Handle of all switched layers of one model."""
 
-    def __init__(self, layers: Mapping[str, SwitchLinear], names: frozenset[str]) -> None:
-        self._layers, self._names = layers, names
+    def __init__(self, model: nn.Module, layers: Mapping[str, SwitchLinear], names: frozenset[str]) -> None:
+        self._model, self._layers, self._names = model, layers, names
 
-    def activate(self, name: str | None) -> None:
+    def activate(self, name: str | None, scale: float = 1.0) -> None:
         """Make ``name`` the active update everywhere; None gives the plain base model.
+
+        Args:
+            name: Of an attached update.
+            scale: Multiplies it: merges are linear in lambda, so one attached update serves every candidate scale.
 
         Raises:
             ConfigError: No update of that name was attached.
@@ -61,7 +67,12 @@ class Switch:
         if name is not None and name not in self._names:
             raise ConfigError(f"no update '{name}' is attached; attached are: {', '.join(sorted(self._names))}.")
         for layer in self._layers.values():
-            layer.active = name
+            layer.active, layer.scale = name, scale
+
+    def detach(self) -> None:
+        """Put the base layers back, in place, and let go of the updates."""
+        for path, layer in self._layers.items():
+            replace_module(self._model, path, layer.base)
 
 
 def attach_switch(model: nn.Module, candidates: Mapping[str, Layers]) -> Switch:
@@ -83,4 +94,4 @@ def attach_switch(model: nn.Module, candidates: Mapping[str, Layers]) -> Switch:
     for path, layer in switched.items():
         replace_module(model, path, layer)
     model.eval()
-    return Switch(switched, frozenset(candidates))
+    return Switch(model, switched, frozenset(candidates))

@@ -12,12 +12,12 @@ from torchmetrics import Metric, SumMetric
 
 from nscmerge.adapters import Adapter
 from nscmerge.base_model import load_base_model
+from nscmerge.candidates import ClosedForm, expert_layers, merge_layers, read_merge
 from nscmerge.errors import ConfigError
 from nscmerge.folders import check_absent
 from nscmerge.switch import Layers, Switch, attach_switch
 from nscmerge.update import Update
 from tasks.base import Task
-from tasks.candidates import ClosedForm, expert_layers, merge_layers, read_merge
 from tasks.expert import read_expert
 from tasks.scores import BASE, EXPERT, Scores, TaskInfo
 

@@ -7,12 +7,12 @@ from torch import nn
 
 from datamodules.joint import JointDataModule
 from nscmerge.adapters import Adapter, save_adapter
+from nscmerge.candidates import ClosedForm, merge_layers
 from nscmerge.errors import AdapterError, ConfigError
 from nscmerge.factors import LowRank
 from nscmerge.merging import merge
 from nscmerge.update import Update
 from tasks.benchmark import Benchmark
-from tasks.candidates import ClosedForm, merge_layers
 from tasks.classification import TextClassification
 from tasks.metrics import accuracy, normalized_score, pearson
 from tasks.regression import TextRegression

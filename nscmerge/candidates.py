@@ -1,4 +1,4 @@
-"""What a benchmark compares, as updates that can be switched on in one base model."""
+"""What an evaluation compares, as updates that can be switched on in one base model."""
 
 from __future__ import annotations
 
