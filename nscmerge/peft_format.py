@@ -23,6 +23,11 @@ EMBEDDINGS = ("embed_tokens", "lm_head", "word_embeddings", "wte", "embed_out")
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
+def is_vocabulary(name: str) -> bool:
+    """Return True for a layer, or its weight, whose rows are the vocabulary's tokens."""
+    return name.removesuffix(".weight").rpartition(".")[2] in EMBEDDINGS
+
+
 @dataclass(frozen=True)
 class Kind:
     """How a layer that is no ``nn.Linear`` stores its factors; layers without an entry are linear.
@@ -84,7 +89,7 @@ def parse(tensors: Mapping[str, Tensor], config: Mapping[str, Any], who: str, fa
     for key in sorted(tensors):
         name = key.removeprefix(PREFIX)
         match = _LORA.fullmatch(name)
-        with _collected(faults, match["layer"] if match else name):
+        with collected(faults, match["layer"] if match else name):
             if not key.startswith(PREFIX):
                 raise AdapterError(
                     f"{who}: unknown key '{key}'; PEFT's keys start with '{PREFIX}'. Save it with PEFT.", "unknown-key"
@@ -97,10 +102,10 @@ def parse(tensors: Mapping[str, Tensor], config: Mapping[str, Any], who: str, fa
                 check_tensor(tensors[key], f"{who}: tensor '{name}'")
                 _add_saved(parsed, name, tensors[key], config, who)
     for layer, found in parts.items():
-        with _collected(faults, layer):
+        with collected(faults, layer):
             _add_layer(parsed, layer, found, config, who)
     if not parts:
-        with _collected(faults, ""):
+        with collected(faults, ""):
             raise AdapterError(
                 f"{who}: no LoRA tensor in it; expected keys like '{PREFIX}<layer>.lora_A.weight'. Save it with PEFT.",
                 "no-lora-tensor",
@@ -109,7 +114,7 @@ def parse(tensors: Mapping[str, Tensor], config: Mapping[str, Any], who: str, fa
 
 
 @contextmanager
-def _collected(faults: Faults | None, name: str) -> Iterator[None]:
+def collected(faults: Faults | None, name: str) -> Iterator[None]:
     """Put the block's fault, about layer or tensor ``name``, into ``faults``; raise it where there is no such list."""
     try:
         yield
