@@ -18,10 +18,12 @@ CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 INDEX = "adapter_model.safetensors.index.json"
 HEAD = "head.safetensors"
-DELTA = "delta.safetensors"
+DELTA_STEM = "delta"
+DELTA = f"{DELTA_STEM}.safetensors"
+DELTA_INDEX = f"{DELTA}.index.json"
 RECEIPT = "receipt.json"
 #: All that is ever downloaded of a hub repository.
-HUB_FILES = (CONFIG, "adapter_model*.safetensors", INDEX, HEAD, DELTA, RECEIPT)
+HUB_FILES = (CONFIG, "adapter_model*.safetensors", INDEX, HEAD, "delta*.safetensors", DELTA_INDEX, RECEIPT)
 
 
 def find_weights(folder: Path, who: str) -> list[Path]:
@@ -33,19 +35,7 @@ def find_weights(folder: Path, who: str) -> list[Path]:
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
     if (folder / INDEX).is_file():
-        try:
-            files = sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise AdapterError(
-                f"{who}: {INDEX} is damaged; expected JSON with 'weight_map'. Copy it again.", "index-damaged"
-            ) from error
-        for name in files:
-            # The index is untrusted: a name with folders in it could point anywhere.
-            if not isinstance(name, str) or Path(name).name != name or not (folder / name).is_file():
-                raise AdapterError(
-                    f"{who}: {INDEX} names {name!r}, which is not in the folder. Copy all shards.", "shard-missing"
-                )
-        return [folder / name for name in files]
+        return indexed_files(folder / INDEX, who)
     if (folder / "adapter_model.bin").is_file():
         raise AdapterError(
             f"{who}: adapter_model.bin is a pickle, which can run code when opened, and is not read. Convert it where "
@@ -55,6 +45,38 @@ def find_weights(folder: Path, who: str) -> list[Path]:
     raise AdapterError(
         f"{who}: {WEIGHTS} is missing, and no {INDEX} names shards. Copy the whole adapter folder.", "weights-missing"
     )
+
+
+def find_deltas(folder: Path, who: str) -> list[Path]:
+    """Return the files of dense deltas in a merge folder: none, the single one, or the shards of its index, sorted.
+
+    Raises:
+        AdapterError: The index is damaged or names files that are not there.
+    """
+    if (folder / DELTA).is_file():
+        return [folder / DELTA]
+    return indexed_files(folder / DELTA_INDEX, who) if (folder / DELTA_INDEX).is_file() else []
+
+
+def indexed_files(index: Path, who: str) -> list[Path]:
+    """Return the shards that an index in the hub's form names, sorted.
+
+    Raises:
+        AdapterError: The index is damaged, or names missing or foreign files.
+    """
+    try:
+        files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise AdapterError(
+            f"{who}: {index.name} is damaged; expected JSON with 'weight_map'. Copy it again.", "index-damaged"
+        ) from error
+    for name in files:
+        # The index is untrusted: a name with folders in it could point anywhere.
+        if not isinstance(name, str) or Path(name).name != name or not (index.parent / name).is_file():
+            raise AdapterError(
+                f"{who}: {index.name} names {name!r}, which is not in the folder. Copy all shards.", "shard-missing"
+            )
+    return [index.parent / name for name in files]
 
 
 def read_tensors(files: Sequence[Path], who: str) -> dict[str, Tensor]:

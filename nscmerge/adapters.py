@@ -16,9 +16,10 @@ from torch import Tensor
 
 from nscmerge.adapter_files import (
     CONFIG,
-    DELTA,
+    DELTA_STEM,
     HEAD,
     HUB_FILES,
+    find_deltas,
     find_weights,
     hash_weights,
     read_tensors,
@@ -27,9 +28,11 @@ from nscmerge.adapter_files import (
 from nscmerge.errors import AdapterError
 from nscmerge.factors import LowRank
 from nscmerge.folders import new_folder
+from nscmerge.lazy import Lazy
 from nscmerge.naming import nearest
 from nscmerge.peft_config import make_config, read_config
 from nscmerge.peft_format import Kind, bias_mode, check_tensor, encode, fold, parse
+from nscmerge.tensor_files import ShardWriter, open_tensors
 
 #: Modules that are a task's own head when they stand in modules_to_save: kept apart and never merged.
 HEADS = ("score", "classifier", "qa_outputs", "classification_head")
@@ -160,13 +163,14 @@ def local_folder(path_or_hub_id: str | Path, revision: str | None = None) -> Pat
 def read_folder(folder: Path, name: str, source: str) -> Adapter:
     """Return the adapter of a local folder, all-zero or not; else as :func:`load_adapter`."""
     who = f"adapter '{name}' ({source})"
-    dense = read_tensors([folder / DELTA], who) if (folder / DELTA).is_file() else {}
+    deltas = find_deltas(folder, who)
+    dense = _checked(open_tensors(deltas, who), who)
     head = read_tensors([folder / HEAD], who) if (folder / HEAD).is_file() else {}
-    for key, tensor in [*dense.items(), *head.items()]:
+    for key, tensor in head.items():
         check_tensor(tensor, f"{who}: tensor '{key}'")
     if not (folder / CONFIG).is_file():
         if dense:
-            return Adapter(dense=dense, head=head, name=name, source=source, sha256=hash_weights([folder / DELTA]))
+            return Adapter(dense=dense, head=head, name=name, source=source, sha256=hash_weights(deltas))
         raise AdapterError(
             f"{who}: {CONFIG} is missing. Give the folder that PEFT's save_pretrained wrote.", "config-missing"
         )
@@ -186,8 +190,18 @@ def read_folder(folder: Path, name: str, source: str) -> Adapter:
     base = config.get("base_model_name_or_path") or None
     return Adapter(
         parsed.layers, base, dense, head, name, saved, parsed.kinds, sorted(parsed.modules), (), source,
-        hash_weights(files),
+        hash_weights([*files, *deltas]),
     )  # fmt: skip
+
+
+def _checked(tensors: Mapping[str, Tensor], who: str) -> Lazy[Tensor]:
+    """Return the same tensors, each checked when it is read: a dense merge may not fit in memory at once."""
+
+    def read(name: str) -> Tensor:
+        check_tensor(tensor := tensors[name], f"{who}: tensor '{name}'")
+        return tensor
+
+    return Lazy(list(tensors), read)
 
 
 def _is_head(module: str, modules_to_save: Sequence[str]) -> bool:
@@ -229,9 +243,10 @@ def write_adapter(adapter: Adapter, folder: Path) -> None:
         config = make_config(ranks, adapter.base_model, adapter.modules_to_save, bias_mode(layers, loose))
         (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         write_tensors(folder / "adapter_model.safetensors", encode(layers, adapter.kinds, whole))
-    dense = {name: tensor.float() for name, tensor in adapter.dense.items()}
-    if dense:
-        write_tensors(folder / DELTA, dense)
+    dense = Lazy(sorted(adapter.dense), lambda name: adapter.dense[name].float())
+    with ShardWriter(folder, DELTA_STEM, list(dense)) as writer:
+        for name in dense:
+            writer.add(name, dense[name])
     if adapter.head:
         write_tensors(folder / HEAD, adapter.head)
     _check_equal(replace(adapter, layers=layers, dense=dense), read_folder(folder, adapter.name, str(folder)), who)
