@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from nscmerge.errors import AdapterError, MethodError
+from nscmerge.errors import AdapterError
 from nscmerge.factors import LowRank
+from nscmerge.lazy import Lazy
 from nscmerge.naming import unknown
 
 
@@ -61,22 +62,14 @@ class MaskedWeights(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self.shared)
 
-    def scaled(self, shared: Mapping[str, Tensor], factor: float) -> MaskedWeights:
-        """Return the same weights times ``factor``.
-
-        Args:
-            shared: The shared weights, already multiplied by ``factor``; the caller has them, and all tasks use them.
-            factor: Any finite number; a negative one turns the sign that counts as agreement.
-
-        Raises:
-            MethodError: ``shared`` lacks a name, or has one too many.
-        """
-        if set(shared) != set(self.shared):
-            raise MethodError(
-                f"shared weights of {len(shared)} tensors given to scale a mask on {len(self.shared)}; give the same "
-                "names."
-            )
-        return replace(self, shared=shared, flipped=self.flipped != (factor < 0))
+    def scaled(self, factor: float) -> MaskedWeights:
+        """Return the same weights times ``factor``; a negative one turns the sign that counts as agreement."""
+        shared = self.shared
+        return replace(
+            self,
+            shared=Lazy(list(shared), lambda name: factor * shared[name]),
+            flipped=self.flipped != (factor < 0),
+        )
 
 
 def agreeing(delta: Tensor, shared: Tensor) -> Tensor:

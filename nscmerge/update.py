@@ -15,6 +15,7 @@ from nscmerge.errors import AdapterError, MethodError
 from nscmerge.factors import LowRank
 from nscmerge.folders import new_folder
 from nscmerge.lazy import Lazy
+from nscmerge.masked import MaskedWeights
 from nscmerge.naming import unknown
 from nscmerge.peft_format import Kind
 
@@ -146,7 +147,10 @@ class Update:
         return Path(folder)
 
 
-def _scaled(weights: Mapping[str, LowRank | Tensor], factor: float) -> Lazy[LowRank | Tensor]:
+def _scaled(weights: Mapping[str, LowRank | Tensor], factor: float) -> Mapping[str, LowRank | Tensor]:
+    if isinstance(weights, MaskedWeights):
+        return weights.scaled(factor)
+
     def scale(name: str) -> LowRank | Tensor:
         weight = weights[name]
         if isinstance(weight, LowRank):

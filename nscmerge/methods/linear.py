@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 
-from nscmerge.errors import MethodError, ShapeError
 from nscmerge.factors import LowRank, check_same_layer
-from nscmerge.methods.stacking import working_dtype
+from nscmerge.methods.stacking import check_equal_ranks, rooted, working_dtype
 
 
 def linear(experts: Sequence[LowRank], *, lam: float = 1.0) -> LowRank:
@@ -29,15 +27,8 @@ def linear(experts: Sequence[LowRank], *, lam: float = 1.0) -> LowRank:
     Source: PEFT, LoraModel.add_weighted_adapter(combination_type="linear"), all weights 1.
     """
     check_same_layer(experts)
-    if len(set(ranks := [e.rank for e in experts])) > 1:
-        raise ShapeError(f"linear adds factors of one rank, got ranks {ranks}; use task_arithmetic or svd instead.")
-    if negative := [f"{e.scaling:g} of expert {k}" for k, e in enumerate(experts) if e.scaling < 0]:
-        raise MethodError(
-            f"linear needs scaling >= 0, got {', '.join(negative)}; negate that adapter's B and its alpha, or use "
-            "task_arithmetic."
-        )
-    dtype = working_dtype(experts)
-    roots = [math.sqrt(e.scaling) for e in experts]
-    A = torch.stack([root * e.A.to(dtype) for root, e in zip(roots, experts, strict=True)]).sum(0)
-    B = torch.stack([root * e.B.to(dtype) for root, e in zip(roots, experts, strict=True)]).sum(0)
+    check_equal_ranks(experts, "linear")
+    factors = rooted(experts, "linear", working_dtype(experts))
+    A = torch.stack([A for A, _ in factors]).sum(0)
+    B = torch.stack([B for _, B in factors]).sum(0)
     return LowRank(A, lam * B)

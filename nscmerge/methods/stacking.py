@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import reduce
 
 import torch
+from torch import Tensor
 
+from nscmerge.errors import MethodError, ShapeError
 from nscmerge.factors import LowRank, check_same_layer
 
 
@@ -28,3 +31,28 @@ def weighted_sum(experts: Sequence[LowRank], weight: float) -> LowRank:
     A = torch.cat([e.A.to(dtype) for e in experts])
     B = torch.cat([weight * e.scaling * e.B.to(dtype) for e in experts], dim=1)
     return LowRank(A, B)
+
+
+def rooted(experts: Sequence[LowRank], method: str, dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
+    """Return ``(sqrt(s_k) A_k, sqrt(s_k) B_k)`` of every task: what methods that mix factors start from.
+
+    Raises:
+        MethodError: A scaling is negative, so that it has no square root.
+    """
+    if negative := [f"{e.scaling:g} of expert {k}" for k, e in enumerate(experts) if e.scaling < 0]:
+        raise MethodError(
+            f"{method} needs scaling >= 0, got {', '.join(negative)}; negate that adapter's B and its alpha, or use "
+            "task_arithmetic."
+        )
+    roots = [math.sqrt(e.scaling) for e in experts]
+    return [(root * e.A.to(dtype), root * e.B.to(dtype)) for root, e in zip(roots, experts, strict=True)]
+
+
+def check_equal_ranks(experts: Sequence[LowRank], method: str) -> None:
+    """Raise unless all experts have one rank.
+
+    Raises:
+        ShapeError: They have several.
+    """
+    if len(set(ranks := [e.rank for e in experts])) > 1:
+        raise ShapeError(f"{method} adds factors of one rank, got ranks {ranks}; use task_arithmetic or svd instead.")
