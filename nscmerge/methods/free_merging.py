@@ -133,7 +133,8 @@ def filtered(delta: Tensor, keep: Keep) -> Tensor:
     side = min(height, width)
     weights = (keep(distance(rows, columns), side) + keep(distance(-rows % height, -columns % width), side)) / 2
     spectrum = torch.fft.rfft2(delta.float())
-    return torch.fft.irfft2(spectrum.mul_(weights.to(delta.device)), s=(height, width))
+    result: Tensor = torch.fft.irfft2(spectrum.mul_(weights.to(delta.device)), s=(height, width))
+    return result
 
 
 def sparse(delta: Tensor, share: float) -> Tensor:

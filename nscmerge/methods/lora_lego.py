@@ -140,7 +140,8 @@ def k_means(features: Tensor, start: Tensor) -> Tensor:
 
 def _direction(vectors: Tensor) -> Tensor:
     """Rows divided by their norm; 1e-8 keeps a zero row zero."""
-    return vectors / (vectors.norm(dim=1, keepdim=True) + 1e-8)
+    norms: Tensor = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
+    return vectors / (norms + 1e-8)
 
 
 def _check_names(init_perm: Mapping[str, Tensor], stack: Stack) -> None:
