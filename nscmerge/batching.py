@@ -28,6 +28,16 @@ class Group:
     rows: dict[str, slice]
     mask: Tensor | None
 
+    def part(self, rows: slice) -> dict[str, Tensor]:
+        """Return the inputs of some rows, without the tokens at either end that are padding in all of them."""
+        inputs = {name: value[rows] for name, value in self.inputs.items()}
+        if self.mask is None or not (valid := self.mask[rows].any(0)).any():
+            return inputs
+        places = valid.nonzero()
+        first, last = int(places[0]), int(places[-1])
+        ragged = _ragged(self.inputs)
+        return {name: value[:, first : last + 1] if name in ragged else value for name, value in inputs.items()}
+
 
 def fuse(batch: Mapping[str, Inputs]) -> list[Group]:
     """Return the groups of one multi-task batch, in the order in which their first tasks stand.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
@@ -24,6 +24,9 @@ class Task(nn.Module, ABC):
     primary: str
     #: Direction of that score; stated, as torchmetrics leaves it open for correlations.
     higher_is_better: bool
+    #: What the prediction is: ``classes``, one logit per class and sample, (N, C); ``tokens``, logits of the next token
+    #: at every position, (N, T, V), or at the last, (N, V); or ``values``, which are no logits at all.
+    outputs: Literal["classes", "tokens", "values"]
 
     @abstractmethod
     def forward(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:

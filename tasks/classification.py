@@ -20,6 +20,7 @@ class TextClassification(TextTask):
     """
 
     primary, higher_is_better = "accuracy", True
+    outputs = "classes"
 
     def __init__(self, num_classes: int, hidden_size: int = 384) -> None:
         super().__init__(num_classes, hidden_size)

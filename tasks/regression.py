@@ -24,6 +24,7 @@ class TextRegression(TextTask):
     """
 
     primary, higher_is_better = "pearson", True
+    outputs = "values"
     mean: Tensor
     std: Tensor
 

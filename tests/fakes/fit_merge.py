@@ -1,6 +1,7 @@
 """A small merge in a process of its own, so that tests can kill it, resume it, and spread it over processes.
 
 python -m tests.fakes.fit_merge OUT.pt FOLDER [--devices N] [--kill-after STEP] [--resume CHECKPOINT]
+                                [--objective nsc|entropy]
 """
 
 import argparse
@@ -15,8 +16,9 @@ from torch import nn
 
 from datamodules.joint import JointDataModule
 from nscmerge import Adapter, LowRank, MergeModule
-from nscmerge.objectives import NSC
-from tests.fakes.text_tasks import FakeTextDataModule, tiny_bert
+from nscmerge.objectives import NSC, Entropy
+from tasks.classification import TextClassification
+from tests.fakes.text_tasks import WIDTH, FakeTextDataModule, tiny_bert
 
 TASKS = ("a", "b", "c")
 STEPS = 8
@@ -44,6 +46,18 @@ def adapters(model: nn.Module, seed: int = 3) -> dict[str, Adapter]:
     }
 
 
+def heads() -> dict[str, TextClassification]:
+    """Return sharp heads of 2, 3 and 5 classes: entropies well between 0 and log C."""
+    torch.manual_seed(7)
+    tasks = {task: TextClassification(classes, WIDTH) for task, classes in zip(TASKS, (2, 3, 5), strict=True)}
+    for task in tasks.values():
+        nn.init.normal_(task.linear.weight, std=0.5)
+    return tasks
+
+
+OBJECTIVES = {"nsc": lambda: NSC(blocks=1), "entropy": lambda: Entropy(heads())}
+
+
 def data(batch_size: int = 4) -> JointDataModule:
     """Return the unlabelled inputs of three made-up tasks."""
     tasks = {task: FakeTextDataModule(seed=k, size=10 + k) for k, task in enumerate(TASKS)}
@@ -53,7 +67,7 @@ def data(batch_size: int = 4) -> JointDataModule:
 def module(**options) -> MergeModule:
     """Return a merge in the making with a learning rate that shows."""
     model = tiny_bert()
-    options = {"objective": NSC(blocks=1), "optimizer": lambda p: torch.optim.AdamW(p, lr=1e-2)} | options
+    options = {"objective": OBJECTIVES["nsc"](), "optimizer": lambda p: torch.optim.AdamW(p, lr=1e-2)} | options
     return MergeModule(model, adapters(model), **options)
 
 
@@ -76,6 +90,7 @@ def main() -> None:
     parser.add_argument("--devices", type=int, default=1)
     parser.add_argument("--kill-after", type=int)
     parser.add_argument("--resume")
+    parser.add_argument("--objective", choices=OBJECTIVES, default="nsc")
     args = parser.parse_args()
     torch.set_num_threads(1)
     lightning.seed_everything(0, verbose=False)
@@ -95,7 +110,7 @@ def main() -> None:
         val_check_interval=4,
         check_val_every_n_epoch=None,
     )
-    merge = module()
+    merge = module(objective=OBJECTIVES[args.objective]())
     trainer.fit(merge, data(), ckpt_path=args.resume)
     if trainer.is_global_zero:
         torch.save({"lam": merge.coefficients.matrix(), "ratios": merge.validation_ratios}, args.out)

@@ -44,3 +44,18 @@ def test_says_what_is_wrong_with_an_input():
         fuse({"a": {"x": torch.ones(2, 1), "y": torch.ones(3, 1)}})
     with pytest.raises(ConfigError, match="task 'a': the batch is list"):
         fuse({"a": [torch.ones(2)]})
+
+
+def test_a_part_of_a_group_has_no_padding_but_its_own():
+    left = {"input_ids": torch.tensor([[0, 0, 5, 6]]), "attention_mask": torch.tensor([[0, 0, 1, 1]])}
+    ragged = torch.tensor([[1, 2, 0], [3, 0, 0]])
+    right = {"input_ids": ragged, "attention_mask": (ragged > 0).long()}
+    images = torch.arange(3.0).reshape(3, 1, 1)
+    (group,) = fuse({"a": left | {"image": images[:1]}, "b": right | {"image": images[1:]}})
+    assert group.part(group.rows["a"])["input_ids"].tolist() == [[5, 6]]
+    assert group.part(group.rows["b"])["input_ids"].tolist() == [[1, 2], [3, 0]]
+    assert group.part(slice(2, 3))["attention_mask"].tolist() == [[1]]
+    assert torch.equal(group.part(group.rows["b"])["image"], images[1:])
+    empty = {"input_ids": torch.zeros(1, 2), "attention_mask": torch.zeros(1, 2)}
+    assert fuse({"a": empty})[0].part(slice(0, 1))["input_ids"].shape == (1, 2)  # nothing to choose by
+    assert fuse({"a": {"x": images}})[0].part(slice(1, 3))["x"].shape == (2, 1, 1)
