@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-from torch import Tensor
-
-from nscmerge.factors import LowRank
+from nscmerge.masked import MaskedWeights
 from nscmerge.update import Recipe, Update
 
 _LOAD_ADAPTER = """```python
@@ -16,29 +15,51 @@ model = PeftModel.from_pretrained(base, "<this folder>")  # base: the loaded bas
 ```"""
 
 _ADD_DELTA = """```python
+from pathlib import Path
 from safetensors.torch import load_file
 weights = dict(base.named_parameters())
-for name, delta in load_file("<this folder>/delta.safetensors").items():
-    weights[name].data += delta.to(weights[name])  # .T first where the base stores (d_in, d_out), as GPT-2 does
+for file in sorted(Path("<this folder>").glob("delta*.safetensors")):
+    for name, delta in load_file(file).items():
+        weights[name].data += delta.to(weights[name])  # .T first where the base stores (d_in, d_out), as GPT-2 does
+```"""
+
+_MASKED = """They are the ones above where those agree in sign with the task's own adapter in
+`tasks/<task>`, times the task's rescaler in `receipt.json`. As a checkpoint of the whole model:
+
+```python
+from nscmerge.update import load_update
+load_update("<this folder>").fold_into("<folder of the base model>", "<new folder>", task="<task>")
 ```"""
 
 
-def card(update: Update) -> str:
-    """Return the card: what was merged and how, how to load it, coefficients in short, what was left out, licence."""
+def card(update: Update, layers: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the card: what was merged and how, how to load it, coefficients in short, what was left out, licence.
+
+    Args:
+        update: The merge.
+        layers: The receipt's lines of its layers; those with a ``rank`` stand in the PEFT adapter.
+    """
+    low = any("rank" in line for line in layers.values())
+    full = bool(update.dense) or any("rank" not in line for line in layers.values())
+    return "\n".join([*front_matter(update), *_sections(update, low, full)]) + "\n"
+
+
+def front_matter(update: Update) -> list[str]:
+    """Return the lines that model hubs read."""
     head = ["---", "library_name: peft", "tags: [lora, merge, nscmerge]"]
     if update.base_model:
         # JSON quoting is YAML quoting for one string.
         head.append(f"base_model: {json.dumps(update.base_model)}")
-    return "\n".join([*head, "---", "", *_sections(update)]) + "\n"
+    return [*head, "---", ""]
 
 
-def _sections(update: Update) -> Iterator[str]:
+def _sections(update: Update, low: bool, full: bool) -> Iterator[str]:
     recipe = update.recipe
     yield "# Merged LoRA adapters\n"
     yield f"Base model: {update.base_model or 'unknown; take the one that the inputs were trained on'}.\n"
     if recipe is not None:
-        yield from _made_by(recipe)
-    yield from _how_to_load(update)
+        yield from made_by(recipe)
+    yield from _how_to_load(update, low, full)
     if recipe is not None and recipe.coefficients:
         yield "## Coefficients\n\n| task | layers | mean | min | max |\n|---|---|---|---|---|"
         for task, by_layer in recipe.coefficients.items():
@@ -54,7 +75,8 @@ def _sections(update: Update) -> Iterator[str]:
     yield "The licences of the base model and of every input adapter apply to this merge; check each of them."
 
 
-def _made_by(recipe: Recipe) -> Iterator[str]:
+def made_by(recipe: Recipe) -> Iterator[str]:
+    """Yield method, options and inputs."""
     options = ", ".join(f"{key} = {value}" for key, value in recipe.options.items() if not isinstance(value, dict))
     yield f"Method: `{recipe.method}` (variant `{recipe.variant}`{'; ' + options if options else ''}).\n"
     yield "| task | adapter | SHA-256 of its weights |\n|---|---|---|"
@@ -63,14 +85,14 @@ def _made_by(recipe: Recipe) -> Iterator[str]:
     yield from (f"{note}\n" for note in recipe.notes)
 
 
-def _how_to_load(update: Update) -> Iterator[str]:
-    low = any(isinstance(weight, LowRank) for weight in update.layers.values())
-    full = bool(update.dense) or any(isinstance(weight, Tensor) for weight in update.layers.values())
+def _how_to_load(update: Update, low: bool, full: bool) -> Iterator[str]:
     yield "## How to load\n"
     if full:
         also = ", **before** PEFT wraps it. Both parts are needed" if low else "; there is no PEFT adapter here"
-        yield f"`delta.safetensors` is added to the base model's own tensors{also}.\n\n{_ADD_DELTA}\n"
+        yield f"`delta.safetensors` (or its shards) is added to the base model's own tensors{also}.\n\n{_ADD_DELTA}\n"
     if low:
         yield f"{_LOAD_ADAPTER}\n"
-    if update.per_task:
+    if any(isinstance(weights, MaskedWeights) for weights in update.per_task.values()):
+        yield f"Each task has weights of its own ({', '.join(update.per_task)}). {_MASKED}\n"
+    elif update.per_task:
         yield f"Each task has weights of its own, in the same form, in `tasks/<task>` ({', '.join(update.per_task)}).\n"

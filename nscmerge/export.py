@@ -2,110 +2,100 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import platform
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
-from importlib import metadata
+import time
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-import nscmerge
-from nscmerge.adapter_files import DELTA, RECEIPT
+from nscmerge.adapter_files import DELTA_STEM, RECEIPT
 from nscmerge.adapters import Adapter, read_folder, write_adapter
 from nscmerge.card import card
 from nscmerge.errors import AdapterError
 from nscmerge.factors import LowRank
-from nscmerge.folders import sha256_file
-from nscmerge.peft_format import Kind
-from nscmerge.spectra import numerical_rank
-from nscmerge.update import Input, Recipe, Update
+from nscmerge.lazy import Lazy
+from nscmerge.masked import MaskedWeights
+from nscmerge.memory import peak_memory
+from nscmerge.peft_format import Kind, check_tensor
+from nscmerge.progress import Watch, quiet
+from nscmerge.receipts import layer_line, receipt, recipe_of, write_receipt
+from nscmerge.tensor_files import ShardWriter
+from nscmerge.update import Update, Weights
 
 #: Sub-folder with one adapter per task, where a method keeps per-task weights.
 TASKS = "tasks"
 
 
-def write_update(update: Update, folder: Path) -> None:
-    """Write weights, receipt and card of ``update`` into an existing folder."""
-    write_adapter(_adapter(update.layers, update.dense, update), folder)
+def write_update(update: Update, folder: Path, watch: Watch = quiet) -> None:
+    """Write weights, receipt and card of ``update`` into an existing folder.
+
+    Dense layers go from where they are computed straight to the disk, one at a time.
+    """
+    start = time.perf_counter()
+    lines, shapes = _write_weights(update.layers, update.dense, update, folder, "merged", watch)
+    masked = {}
     for task, weights in update.per_task.items():
         if not re.fullmatch(r"\w[\w. -]*", task):
             raise AdapterError(f"task name {task!r} cannot be a folder name; use letters, digits, '.', '_' and '-'.")
         (folder / TASKS / task).mkdir(parents=True)
-        layers = {n: w for n, w in weights.items() if n in update.layers}
-        dense = {n: w for n, w in weights.items() if n not in update.layers and isinstance(w, Tensor)}
-        write_adapter(_adapter(layers, dense, update, task), folder / TASKS / task)
-    content = receipt(update)
-    content["files"] = {
-        path.relative_to(folder).as_posix(): sha256_file(path) for path in sorted(folder.rglob("*.safetensors"))
-    }
-    (folder / RECEIPT).write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    (folder / "README.md").write_text(card(update), encoding="utf-8")
+        if isinstance(weights, MaskedWeights):
+            own = Adapter(weights.layers, update.base_model, weights.whole, name=task, kinds=_kinds(weights, update))
+            write_adapter(own, folder / TASKS / task)
+            masked[task] = {"rescaler": weights.rescaler, "flipped": weights.flipped}
+        else:
+            layers = Lazy([n for n in weights if n in update.layers], weights.__getitem__)
+            dense = Lazy([n for n in weights if n not in update.layers], partial(_tensor, weights))
+            _write_weights(layers, dense, update, folder / TASKS / task, task, watch)
+    content = receipt(update) | {"layers": lines}
+    content |= {"dense": shapes, "per_task": sorted(update.per_task), "masked": masked}
+    # Dense layers are computed while they are written, so this is part of what the merge costs.
+    content["writing"] = {"seconds": time.perf_counter() - start, "peak_memory_bytes": peak_memory()}
+    write_receipt(content, folder)
+    (folder / "README.md").write_text(card(update, lines), encoding="utf-8")
 
 
-def _adapter(
-    layers: Mapping[str, LowRank | Tensor], dense: Mapping[str, Tensor], update: Update, name: str = "merged"
-) -> Adapter:
-    """Return weights as an :class:`Adapter`: dense layers become deltas of the tensor ``<layer>.weight``."""
-    low = {n: w for n, w in layers.items() if isinstance(w, LowRank)}
-    deltas = dict(dense)
-    for layer, weight in layers.items():
-        if isinstance(weight, Tensor):
-            kind = update.kinds.get(layer)
-            shape = (len(weight), *kind.shape) if kind and kind.shape else weight.shape
-            deltas[f"{layer}.weight"] = weight.reshape(shape)
-    kinds = {n: kind for n, kind in update.kinds.items() if n in low}
-    return Adapter(low, update.base_model, deltas, name=name, kinds=kinds)
+def _write_weights(
+    layers: Weights, dense: Mapping[str, Tensor], update: Update, folder: Path, name: str, watch: Watch
+) -> tuple[dict[str, dict[str, Any]], dict[str, list[int]]]:
+    """Write factors as a PEFT adapter and the rest as deltas, dense layers among them as ``<layer>.weight``.
+
+    Returns:
+        The receipt's lines of all layers, and the shapes of whole tensors.
+    """
+    low: dict[str, LowRank] = {}
+    lines, shapes = {}, {}
+    with ShardWriter(folder, DELTA_STEM, [*(f"{layer}.weight" for layer in layers), *dense]) as writer:
+        for layer in watch(sorted(layers), "writing"):
+            weight, kind = layers[layer], update.kinds.get(layer)
+            if isinstance(weight, LowRank):
+                low[layer] = weight
+            else:
+                check_tensor(weight, f"{name}, layer '{layer}'")
+                shape = (len(weight), *kind.shape) if kind and kind.shape else weight.shape
+                writer.add(f"{layer}.weight", weight.reshape(shape).float())
+            lines[layer] = layer_line(layer, weight, kind)
+        for tensor in sorted(dense):
+            check_tensor(delta := dense[tensor], f"{name}, tensor '{tensor}'")
+            writer.add(tensor, delta.float())
+            shapes[tensor] = list(delta.shape)
+        if low or not (lines or shapes):
+            # Reads back what is in the folder, so it comes before the deltas get their names.
+            write_adapter(Adapter(low, update.base_model, name=name, kinds=_kinds(low, update)), folder)
+    return lines, shapes
 
 
-def receipt(update: Update) -> dict[str, Any]:
-    """Return what ``receipt.json`` holds: recipe, versions, and per layer its shape and numerical rank."""
-    recipe = update.recipe
-    content: dict[str, Any] = {"format": 1, "base_model": update.base_model}
-    if recipe is not None:
-        content |= {f.name: _plain(getattr(recipe, f.name)) for f in fields(recipe)}
-    content["versions"] = {"python": platform.python_version(), "nscmerge": nscmerge.__version__}
-    content["versions"] |= {name: _version(name) for name in ("torch", "peft", "transformers", "safetensors")}
-    content["layers"] = {name: _layer(name, update) for name in sorted(update.layers)}
-    content["dense"] = {name: list(update.dense[name].shape) for name in sorted(update.dense)}
-    content["per_task"] = sorted(update.per_task)
-    return content
+def _kinds(layers: Mapping[str, Any], update: Update) -> dict[str, Kind]:
+    return {name: kind for name, kind in update.kinds.items() if name in layers}
 
 
-def _layer(name: str, update: Update) -> dict[str, Any]:
-    """One layer's line: shape, kind, and for low-rank ones the stored and the numerical rank."""
-    weight, kind = update.layers[name], update.kinds.get(name)
-    line: dict[str, Any] = {"kind": asdict(kind) if kind else {"name": "linear", "shape": []}}
-    if isinstance(weight, LowRank):
-        line |= {"shape": [weight.d_out, weight.d_in], "rank": weight.rank, "numerical_rank": numerical_rank(weight)}
-    else:
-        line |= {"shape": list(weight.shape), "file": DELTA, "tensor": f"{name}.weight"}
-    return line
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _plain(value: Any) -> Any:
-    """Return ``value`` as JSON can hold it; a tensor (a given mask) as its shape, dtype and hash."""
-    if isinstance(value, Tensor):
-        digest = hashlib.sha256(value.detach().cpu().contiguous().float().numpy().tobytes()).hexdigest()
-        return {"tensor": list(value.shape), "dtype": str(value.dtype), "sha256_as_fp32": digest}
-    if isinstance(value, Input):
-        return asdict(value)
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_plain(item) for item in value]
-    return value if isinstance(value, str | bool | int | float | None) else str(value)
+def _tensor(weights: Weights, name: str) -> Tensor:
+    if isinstance(weight := weights[name], Tensor):
+        return weight
+    raise AdapterError(f"'{name}' has factors for one task, but is no layer of the merge; expected one of its layers.")
 
 
 def read_update(folder: Path) -> Update:
@@ -117,40 +107,43 @@ def read_update(folder: Path) -> Update:
         return Update(adapter.layers, adapter.dense, adapter.base_model, kinds=adapter.kinds)
     try:
         content = json.loads((folder / RECEIPT).read_text(encoding="utf-8"))
-        lines: dict[str, Any] = content["layers"]
+        shapes = {n: tuple(line["shape"]) for n, line in content["layers"].items()}
         kinds = {
             n: Kind(k["name"], tuple(k["shape"]))
-            for n, line in lines.items()
+            for n, line in content["layers"].items()
             if (k := line["kind"])["name"] != "linear"
         }
-        layers, dense = _split(adapter, lines)
-        per_task: dict[str, Mapping[str, LowRank | Tensor]] = {}
-        for task in content.get("per_task", []):
-            parts = _split(read_folder(folder / TASKS / task, task, str(folder / TASKS / task)), lines)
-            per_task[task] = {**parts[0], **parts[1]}
-        recipe = _recipe(content)
+        layers, dense = _split(adapter, shapes)
+        masked = {t: (float(m["rescaler"]), bool(m["flipped"])) for t, m in content.get("masked", {}).items()}
+        tasks = list(content.get("per_task", []))
+        recipe = recipe_of(content)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise AdapterError(
             f"{folder / RECEIPT} is damaged ({type(error).__name__}: {error}). Copy the merge folder again."
         ) from error
+    per_task: dict[str, Weights] = {}
+    for task in tasks:
+        own = read_folder(folder / TASKS / task, task, str(folder / TASKS / task))
+        if task in masked:
+            per_task[task] = MaskedWeights(_joined(layers, dense), own.layers, own.dense, *masked[task])
+        else:
+            per_task[task] = _joined(*_split(own, shapes))
     base = content.get("base_model")
     return Update(layers, dense, base, per_task, recipe, {**kinds, **adapter.kinds})
 
 
-def _split(
-    adapter: Adapter, lines: Mapping[str, Mapping[str, Any]]
-) -> tuple[dict[str, LowRank | Tensor], dict[str, Tensor]]:
-    """Return (layers, dense) of a folder, with the deltas of dense layers put back among the layers."""
-    dense = dict(adapter.dense)
-    layers: dict[str, LowRank | Tensor] = dict(adapter.layers)
-    for name, line in lines.items():
-        if name not in layers and f"{name}.weight" in dense:
-            layers[name] = dense.pop(f"{name}.weight").reshape(line["shape"])
-    return {name: layers[name] for name in sorted(layers)}, dense
+def _split(adapter: Adapter, shapes: Mapping[str, tuple[int, ...]]) -> tuple[Weights, Mapping[str, Tensor]]:
+    """Return (layers, dense) of a folder, with the deltas of dense layers put back among the layers; none is read."""
+    deltas = [n for n in shapes if n not in adapter.layers and f"{n}.weight" in adapter.dense]
+
+    def layer(name: str) -> LowRank | Tensor:
+        if name in adapter.layers:
+            return adapter.layers[name]
+        return adapter.dense[f"{name}.weight"].reshape(shapes[name])
+
+    rest = [n for n in adapter.dense if n not in {f"{layer}.weight" for layer in deltas}]
+    return Lazy(sorted([*adapter.layers, *deltas]), layer), Lazy(rest, adapter.dense.__getitem__)
 
 
-def _recipe(content: Mapping[str, Any]) -> Recipe | None:
-    if "method" not in content:
-        return None
-    known = {f.name: content[f.name] for f in fields(Recipe) if f.name in content}
-    return Recipe(**{**known, "inputs": tuple(Input(**entry) for entry in content.get("inputs", []))})
+def _joined(layers: Weights, dense: Mapping[str, Tensor]) -> Lazy[Any]:
+    return Lazy([*layers, *dense], lambda name: layers[name] if name in layers else dense[name])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from torch import Tensor
 from nscmerge.adapter_files import read_base
 from nscmerge.adapters import Adapter
 from nscmerge.errors import MethodError
+from nscmerge.memory import peak_memory
 from nscmerge.methods import METHODS, Method
 from nscmerge.naming import unknown
 from nscmerge.preflight import preflight as preflight
@@ -123,14 +123,3 @@ def _with_dense(
     shown = ", ".join(whole[:3]) + (f" and {len(whole) - 3} more" if len(whole) > 3 else "")
     warnings.warn(f"not merged: {shown}: {reason}. Give base=<tensors or folder> to merge them.", stacklevel=3)
     return experts
-
-
-def peak_memory() -> int | None:
-    """Return the largest resident size of this process so far, in bytes; None where the system does not say."""
-    if sys.platform == "win32":
-        return None
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # Kilobytes on Linux, bytes on macOS.
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from nscmerge.folding import table
-from nscmerge.merging import peak_memory
+from nscmerge.memory import peak_memory
 from nscmerge.update import Input, Recipe
 
 if TYPE_CHECKING:

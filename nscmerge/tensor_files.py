@@ -100,7 +100,7 @@ class TensorWriter:
         data = block.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         for start in range(0, data.numel(), _PIECE):
             piece = data[start : start + _PIECE]
-            self._out.write(piece.numpy())
+            self._out.write(piece.numpy().data)
             self._out.flush()
             self._back.seek(self._start + self.size)
             read = bytearray(len(piece))

@@ -18,6 +18,10 @@ from nscmerge.lazy import Lazy
 from nscmerge.masked import MaskedWeights
 from nscmerge.naming import unknown
 from nscmerge.peft_format import Kind
+from nscmerge.progress import Watch, quiet
+
+#: Factors or dense deltas by layer (or tensor) name; may be computed, or read, when asked for.
+Weights = Mapping[str, LowRank | Tensor]
 
 
 @dataclass(frozen=True)
@@ -80,10 +84,10 @@ class Update:
         kinds: Layers that are embeddings or convolutions.
     """
 
-    layers: Mapping[str, LowRank | Tensor]
+    layers: Weights
     dense: Mapping[str, Tensor] = field(default_factory=dict)
     base_model: str | None = None
-    per_task: Mapping[str, Mapping[str, LowRank | Tensor]] = field(default_factory=dict)
+    per_task: Mapping[str, Weights] = field(default_factory=dict)
     recipe: Recipe | None = None
     kinds: Mapping[str, Kind] = field(default_factory=dict)
 
@@ -98,7 +102,12 @@ class Update:
             MethodError: A task is given and this merge keeps no weights of it.
             AdapterError: No such layer or tensor; the message names the nearest one.
         """
-        known: Mapping[str, LowRank | Tensor] = {**self.dense, **self.layers}
+        found = self.weight(name, task)
+        return (found.dense() if isinstance(found, LowRank) else found).to(torch.float32)
+
+    def weight(self, name: str, task: str | None = None) -> LowRank | Tensor:
+        """Return factors where the merge has them, else the dense delta; arguments and errors as in :meth:`delta`."""
+        places: list[Weights] = [self.layers, self.dense]
         if task is not None:
             if not self.per_task:
                 raise MethodError(
@@ -107,12 +116,12 @@ class Update:
                 )
             if task not in self.per_task:
                 raise MethodError(unknown("task", task, self.per_task))
-            known = {**known, **self.per_task[task]}
-        if name not in known:
-            reason = (self.recipe.skipped if self.recipe else {}).get(name)
-            raise AdapterError(f"'{name}' was skipped: {reason}" if reason else unknown("layer or tensor", name, known))
-        found = known[name]
-        return (found.dense() if isinstance(found, LowRank) else found).to(torch.float32)
+            places.insert(0, self.per_task[task])
+        if (found := next((weights for weights in places if name in weights), None)) is not None:
+            return found[name]
+        reason = (self.recipe.skipped if self.recipe else {}).get(name)
+        known = [known for weights in places for known in weights]
+        raise AdapterError(f"'{name}' was skipped: {reason}" if reason else unknown("layer or tensor", name, known))
 
     def scaled(self, factor: float) -> Update:
         """Return the same update times ``factor``, per-task weights too; the recipe's ``lam`` with it.
@@ -125,16 +134,21 @@ class Update:
         return replace(
             self,
             layers=_scaled(self.layers, factor),
-            dense={name: factor * delta for name, delta in self.dense.items()},
+            dense=_scaled(self.dense, factor),
             per_task={task: _scaled(weights, factor) for task, weights in self.per_task.items()},
             recipe=recipe,
         )
 
-    def save(self, folder: str | Path) -> Path:
+    def save(self, folder: str | Path, *, watch: Watch = quiet) -> Path:
         """Write a new merge folder and return its path: adapter or deltas, ``receipt.json``, ``README.md``.
 
-        Low-rank layers become a PEFT adapter; dense layers and tensors go to ``delta.safetensors``. What was written is
-        read back and compared before the folder appears.
+        Low-rank layers become a PEFT adapter; dense layers and tensors go to ``delta.safetensors``, in shards with an
+        index where they are many. Each is computed, written and let go of before the next, so memory is a few layers.
+        What was written is read back and compared before the folder appears.
+
+        Args:
+            folder: Folder to make.
+            watch: Wraps the loop over layers, to show progress.
 
         Raises:
             OutputExistsError: ``folder`` is there already.
@@ -143,16 +157,16 @@ class Update:
         from nscmerge.export import write_update
 
         with new_folder(folder) as partial:
-            write_update(self, partial)
+            write_update(self, partial, watch)
         return Path(folder)
 
 
-def _scaled(weights: Mapping[str, LowRank | Tensor], factor: float) -> Mapping[str, LowRank | Tensor]:
+def _scaled(weights: Mapping[str, Any], factor: float) -> Mapping[str, Any]:
     if isinstance(weights, MaskedWeights):
         return weights.scaled(factor)
 
     def scale(name: str) -> LowRank | Tensor:
-        weight = weights[name]
+        weight: LowRank | Tensor = weights[name]
         if isinstance(weight, LowRank):
             return LowRank(weight.A, weight.B, factor * weight.scaling)
         return factor * weight
@@ -162,6 +176,8 @@ def _scaled(weights: Mapping[str, LowRank | Tensor], factor: float) -> Mapping[s
 
 def load_update(folder: str | Path) -> Update:
     """Return the update of a merge folder, or of a plain PEFT adapter folder (without a recipe).
+
+    Factors are read now, dense deltas each when asked for: the folder has to stay while the update is used.
 
     Raises:
         AdapterError: The folder is missing, incomplete or damaged.

@@ -97,7 +97,7 @@ REFUSED = {
     "none": ([], {}, AdapterError, "no adapter given"),
     "one_path": ("a", {}, AdapterError, "one str given where a list"),
     "type": ([adapter(), 3], {}, AdapterError, "adapter 1 is a int"),
-    "method": ([adapter()], {"method": "tie"}, MethodError, "no method 'tie'.*Known: linear, svd"),
+    "method": ([adapter()], {"method": "tie"}, MethodError, "no method 'tie'; did you mean 'ties'.*Known: .*linear"),
     "near": ([adapter()], {"method": "liner"}, MethodError, "did you mean 'linear'"),
     "option": ([adapter()], {"lamb": 1}, MethodError, "no option 'lamb'; did you mean 'lam'.*Known: lam, rank"),
     "variant": ([adapter()], {"variant": "code"}, MethodError, "no variant 'code'.*Known: original, papercode"),
