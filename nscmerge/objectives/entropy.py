@@ -35,15 +35,17 @@ def entropy(logits: Tensor) -> Tensor:
 
 
 class Entropy(Objective):
-    """Layer-wise AdaMerging: mean entropy of each task's head on the task's unlabelled inputs (spec: AdaMerging).
+    """Layer-wise AdaMerging: the mean entropy of each task's own head on the task's unlabelled inputs.
 
-    Regression has no class probabilities, so a suite with a regression task is refused as a whole. One
-    full forward pass per task; classification heads of a ``fused`` step share one graph. Generated answers run one by
+    Regression has no class probabilities, so a suite with a regression task is refused as a whole. Every task takes a
+    full forward pass of its own; in a ``fused`` step classification tasks share one graph. Generated answers run one by
     one, unpadded and without a cache, and each token's graph is freed before the next token's is built: the gradient
     is that of the summed entropies, memory that of one pass.
 
-    The settings of the NSC paper's comparison are AdamW 3e-4, 500 steps, start 0.4, range free. AdaMerging's own
-    (Adam 1e-3, ``init: 0.3``, ``bounds: [0, 1]``, ``task_reduction: sum``) are options here and of ``MergeModule``.
+    Source: Yang et al., arXiv:2310.02575, in the settings of the NSC paper's comparison (AdamW 3e-4, 500 steps, start
+    0.4, range free). AdaMerging's own (Adam 1e-3, ``init: 0.3``, ``bounds: [0, 1]``, ``task_reduction: sum``) are
+    options here and of ``MergeModule``. We depart from the authors' code where there is nothing to weigh: it has a
+    coefficient for every tensor of a full model, adapters have one for every adapted layer.
 
     Args:
         tasks: One module per task, called as ``task(model, inputs)`` like :class:`tasks.base.Task`; it states
