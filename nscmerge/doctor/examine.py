@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -138,7 +139,7 @@ def _same_names(names: Sequence[str | None], candidates: Sequence[Candidate]) ->
     """Yield names that several adapters have, given or by their folders; one listed twice is told elsewhere."""
     groups: dict[str, list[Candidate]] = {}
     for name, c in zip(names, candidates, strict=True):
-        groups.setdefault(name or Path(c.source).absolute().name, []).append(c)
+        groups.setdefault(name or os.path.basename(os.path.abspath(c.source)), []).append(c)
     for name, group in groups.items():
         if len(group) > 1 and len({c.folder and c.folder.resolve() for c in group}) > 1:
             sources = some(c.source for c in group)

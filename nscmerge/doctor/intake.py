@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -115,8 +116,8 @@ def labels(names: Sequence[str | None], sources: Sequence[str]) -> list[str]:
         names: Names that the user gave, None where none was given.
         sources: Folders or hub ids.
     """
-    plain = [name or Path(source).absolute().name or source for name, source in zip(names, sources, strict=True)]
-    paths = [Path(source).absolute().parts for source in sources]
+    paths = [Path(os.path.abspath(source)).parts for source in sources]
+    plain = [name or path[-1] for name, path in zip(names, paths, strict=True)]
     chosen = []
     for i, label in enumerate(plain):
         rivals = [paths[j] for j, other in enumerate(plain) if j != i and other == label]

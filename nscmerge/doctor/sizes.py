@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from math import sqrt
-from statistics import median
+from statistics import median, median_high, median_low
 
 import torch
 
@@ -50,10 +50,16 @@ def check_sizes(candidates: Sequence[Candidate], survey: Survey) -> Iterator[Fin
 
 
 def _to_others(values: Mapping[str, float]) -> dict[str, float]:
-    """Return every value over the median of the others; nothing for a single one."""
-    if len(values) < 2:
-        return {}
-    return {n: value / median(v for other, v in values.items() if other != n) for n, value in values.items()}
+    """Return every value over the median of the others; nothing for a single one.
+
+    Of an even number of others any value between the two middle ones is a median, so the nearest of these counts: of
+    1, 1 and 50 only the 50 is off.
+    """
+    shares = {}
+    for name, value in values.items() if len(values) > 1 else ():
+        others = [v for other, v in values.items() if other != name]
+        shares[name] = value / min(max(value, median_low(others)), median_high(others))
+    return shares
 
 
 def _outliers(values: Mapping[str, float]) -> dict[str, float]:
