@@ -1,9 +1,12 @@
 """Entropy of generated answers: of a tiny causal model, against its greedy answer and one plain graph for all steps."""
 
+import lightning
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
+from nscmerge import Adapter, MergeModule
 from nscmerge.batching import fuse
 from nscmerge.coefficients import Coefficients
 from nscmerge.errors import ConfigError
@@ -76,17 +79,17 @@ class Oracle:
 
     def __init__(self):
         self.base = model()
-        factors = experts(self.base)
-        self.layers = sorted(factors["ask"])
+        self.factors = experts(self.base)
+        self.layers = sorted(self.factors["ask"])
         self.lam = torch.full((len(self.layers), 2), 0.4, dtype=torch.float64, requires_grad=True)
-        self.weights = {
-            f"{n}.weight": self.base.get_submodule(n).weight
-            + sum(self.lam[i, k] * own[n].dense().double() for k, own in enumerate(factors.values()))
-            for i, n in enumerate(self.layers)
-        }
 
     def logits(self, tokens):
-        return torch.func.functional_call(self.base, self.weights, kwargs={"input_ids": tokens[None]}).logits[0]
+        weights = {
+            f"{n}.weight": self.base.get_submodule(n).weight
+            + sum(self.lam[i, k] * own[n].dense().double() for k, own in enumerate(self.factors.values()))
+            for i, n in enumerate(self.layers)
+        }
+        return torch.func.functional_call(self.base, weights, kwargs={"input_ids": tokens[None]}).logits[0]
 
     def answer(self, prompt, eos, most):
         """Greedy tokens, the one that ends the answer included."""
@@ -156,6 +159,32 @@ def test_full_token_reads_every_step_and_the_one_that_ends_the_answer(reduction)
     lengths = compare(objective, lambda a: a, getattr(torch, reduction), (end,), 5)
     assert lengths["ask"][0] == stop
     assert max(n for own in lengths.values() for n in own) == 5  # some answer ends at max_new_tokens alone
+
+
+@pytest.mark.parametrize("accumulate", ["fused", "task"])
+def test_steps_of_the_trainer_equal_an_explicit_loop(accumulate, tmp_path):
+    oracle = Oracle()
+    optimizer = torch.optim.AdamW([oracle.lam], lr=1e-2)
+    for _ in range(3):
+        optimizer.zero_grad()
+        for task in TASKS:
+            torch.stack([oracle.entropies(prompt, (), 4).sum() for prompt in prompts(task)]).mean().backward()
+        optimizer.step()
+    base = model()
+    merge = MergeModule(
+        base,
+        {task: Adapter(layers=layers, name=task) for task, layers in experts(base).items()},
+        objective=Entropy(heads(), "full_token", max_new_tokens=4, eos_token_id=NEVER),
+        optimizer=lambda p: torch.optim.AdamW(p, lr=1e-2),
+        accumulate=accumulate,
+    )
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = lightning.Trainer(
+        accelerator="cpu", max_steps=3, default_root_dir=tmp_path, enable_model_summary=False, **quiet
+    )
+    trainer.fit(merge, DataLoader([batch()] * 3, batch_size=None))
+    torch.testing.assert_close(merge.coefficients.matrix().double(), oracle.lam.detach(), rtol=0, atol=1e-5)
+    assert (oracle.lam - 0.4).abs().min() > 1e-3
 
 
 def test_an_answer_may_end_at_once():
