@@ -11,7 +11,7 @@ from torch import Tensor
 Stream = Callable[[str], Iterable[Iterable[Tensor]]]
 
 #: Entries looked at together, so that temporaries stay in the cache.
-_PIECE = 1 << 20
+_PIECE = 1 << 18
 
 
 def kth_magnitudes(stream: Stream, tasks: int, index: Callable[[int], int]) -> list[float]:

@@ -15,6 +15,9 @@ from nscmerge.errors import ShapeError
 Agg = Literal["mean", "sum"]
 AGGS: tuple[str, ...] = get_args(Agg)
 
+#: Entries looked at together.
+_PIECE = 1 << 16
+
 
 def kept_rank(entries: int, density: float) -> int:
     """Return the rank (1 = smallest magnitude) of the smallest entry that TIES keeps of ``entries``; 0 keeps all.
@@ -27,20 +30,29 @@ def kept_rank(entries: int, density: float) -> int:
 
 
 def trim_at(v: Tensor, threshold: float) -> Tensor:
-    """Return ``v`` with entries of magnitude below ``threshold`` set to 0."""
-    return torch.where(v.abs() >= threshold, v, 0.0)
+    """Return ``v`` with entries of magnitude below ``threshold`` set to 0; ``v`` itself for a threshold of 0.
+
+    Args:
+        v: fp32.
+        threshold: Not negative, and representable in fp32.
+    """
+    if threshold == 0:
+        return v
+    # One pass over memory instead of three. hardshrink keeps what lies above its bound: the next number below ours.
+    below = torch.nextafter(torch.tensor(threshold, dtype=v.dtype), torch.tensor(0.0, dtype=v.dtype))
+    return torch.nn.functional.hardshrink(v, float(below))
 
 
 def trim_share(v: Tensor, density: float) -> Tensor:
     """Return ``v`` with all but its ``round(density n)`` largest magnitudes (one at least) set to 0, exactly that many.
 
-    Of equal magnitudes at the edge those that come first are kept; the authors' ``topk`` leaves that open.
+    ``v`` itself where that is all of it. Of equal magnitudes at the edge those that come first are kept; the authors' ``topk`` leaves that open.
 
     Source: released code of NSC (arXiv:2603.26317), ``Ties``.
     """
     keep = max(1, round(v.numel() * density))
     if keep >= v.numel():
-        return v.clone()
+        return v
     magnitudes = v.abs().flatten()
     threshold = magnitudes.kthvalue(len(magnitudes) - keep + 1).values
     mask = magnitudes > threshold
@@ -80,6 +92,18 @@ class Tally:
     ups: Tensor
     downs: Tensor
 
+    def add(self, v: Tensor) -> None:
+        """Count one more task in."""
+        mine = (self.total, self.positive, self.negative, self.ups, self.downs)
+        # Piece by piece: temporaries stay in the cache, which halves the time.
+        pieces = zip(*(torch.split(t.view(-1), _PIECE) for t in (*mine, v.contiguous())), strict=True)
+        for total, positive, negative, ups, downs, values in pieces:
+            total.add_(values)
+            positive.add_(values.clamp(min=0))
+            negative.add_(values.clamp(max=0))
+            ups.add_(values > 0)
+            downs.add_(values < 0)
+
     @classmethod
     def of(cls, tensors: Iterable[Tensor]) -> Tally:
         """Return the tally of K tensors of one shape, of which one at a time is held.
@@ -90,13 +114,9 @@ class Tally:
         tally = None
         for v in tensors:
             if tally is None:
-                sums, counts = torch.zeros_like(v), torch.zeros_like(v, dtype=torch.int32)
-                tally = cls(sums, sums.clone(), sums.clone(), counts, counts.clone())
-            tally.total.add_(v)
-            tally.positive.add_(v.clamp(min=0))
-            tally.negative.add_(v.clamp(max=0))
-            tally.ups.add_(v > 0)
-            tally.downs.add_(v < 0)
+                counts = (v.new_zeros(v.shape, dtype=torch.int16) for _ in range(2))
+                tally = cls(*(v.new_zeros(v.shape) for _ in range(3)), *counts)
+            tally.add(v)
         if tally is None:
             raise ShapeError("no task's tensor given; a merge needs one at least.")
         return tally
