@@ -21,6 +21,7 @@ from nscmerge.naming import unknown
 from nscmerge.preflight import preflight as preflight
 from nscmerge.progress import Watch, quiet
 from nscmerge.stack import Stack
+from nscmerge.truncation import check_truncation, truncate
 from nscmerge.update import Input, Recipe, Update
 
 Adapters = Sequence[Adapter | str | Path] | Mapping[str, Adapter | str | Path]
@@ -33,6 +34,8 @@ def merge(
     base: Mapping[str, Tensor] | str | Path | None = None,
     base_model: str | None = None,
     variant: str = "original",
+    rank: int | None = None,
+    energy: float | None = None,
     watch: Watch = quiet,
     **options: Any,
 ) -> Update:
@@ -48,6 +51,10 @@ def merge(
             (modules_to_save, trained biases); without it they are left out, with a warning and a line in the receipt.
         base_model: Name of the base model that all adapters share, where they name it differently.
         variant: ``original``, or ``papercode`` where the NSC authors' released code does something else.
+        rank: Largest rank that a layer keeps, whatever the method: its result is cut after the merge, dense layers
+            become factors (see :mod:`nscmerge.truncation`). A method with an option of this name decides itself.
+        energy: Share of a layer's squared singular values to keep at least, in (0, 1], by the smallest rank that does;
+            with ``rank`` the smaller one counts.
         watch: Wraps the loops over layers, to show progress.
         **options: Options of the method, checked by name; ``lam`` (default 1.0) scales the whole update.
 
@@ -56,7 +63,8 @@ def merge(
         AdapterError: An input cannot be read, or does not fit the others (see :func:`preflight`).
         ShapeError: Widths (for some methods ranks) differ in a layer.
     """
-    entry, options = _resolve(method, variant, options)
+    cut = {name: value for name, value in (("rank", rank), ("energy", energy)) if value is not None}
+    entry, options = _resolve(method, variant, options | cut)
     experts = preflight(adapters, base_model=base_model)
     skipped = {
         name: "task heads are never merged; every task keeps its own" for e in experts.values() for name in e.head
@@ -66,7 +74,10 @@ def merge(
     if entry.missing == "error":
         stack.check_complete(method)
     start = time.perf_counter()
-    merged = entry.apply(stack, variant, options)
+    own = entry.options(variant)
+    merged = entry.apply(stack, variant, {name: value for name, value in options.items() if name in own})
+    if any(name not in own for name in cut):
+        merged = truncate(merged, None if "rank" in own else rank, None if "energy" in own else energy, watch)
     recipe = Recipe(
         method=method,
         variant=variant,
@@ -92,9 +103,11 @@ def _resolve(method: str, variant: str, given: Mapping[str, Any]) -> tuple[Metho
     if variant not in entry.variants:
         raise MethodError(f"method '{method}': {unknown('variant', variant, entry.variants)}")
     defaults = entry.options(variant)
+    known = sorted({*defaults, "rank", "energy"})
     for name in given:
-        if name not in defaults:
-            raise MethodError(f"method '{method}', variant '{variant}': {unknown('option', name, defaults)}")
+        if name not in known:
+            raise MethodError(f"method '{method}', variant '{variant}': {unknown('option', name, known)}")
+    check_truncation(method, given.get("rank"), given.get("energy"))
     options = defaults | dict(given)
     lam = options["lam"]
     if isinstance(lam, bool) or not isinstance(lam, int | float) or not math.isfinite(lam):

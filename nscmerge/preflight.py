@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 
 from nscmerge.adapters import Adapter, load_adapter
@@ -27,8 +27,8 @@ def preflight(
         base_model: The base that all share; given, differing ids are no error.
 
     Raises:
-        AdapterError: None at all, two of one name, different base models, no layer in common, a layer that is an
-            embedding here and linear there, NaN or Inf; or an adapter cannot be read.
+        AdapterError: None at all, one listed twice, two of one name, different base models, no layer in common, a layer
+            that is an embedding here and linear there, NaN or Inf; or an adapter cannot be read.
         ShapeError: A layer's or tensor's shape differs between adapters.
     """
     experts = _named(adapters)
@@ -54,6 +54,7 @@ def _named(adapters: Sequence[Adapter | str | Path] | Mapping[str, Adapter | str
     )
     if not pairs:
         raise AdapterError("no adapter given; a merge needs one at least. Give folders, hub ids or Adapter objects.")
+    _check_once(pairs)
     loaded = []
     for i, (name, adapter) in enumerate(pairs):
         if isinstance(adapter, str | Path):
@@ -71,6 +72,23 @@ def _named(adapters: Sequence[Adapter | str | Path] | Mapping[str, Adapter | str
             "a mapping {name: adapter} with names of your own."
         )
     return dict(loaded)
+
+
+def _check_once(pairs: Sequence[tuple[str | None, Adapter | str | Path]]) -> None:
+    """Refuse a folder or hub id that is given twice, before anything is read: it would count twice in every sum."""
+    seen: dict[str, str] = {}
+    for i, (name, adapter) in enumerate(pairs):
+        if not isinstance(adapter, str | Path):
+            continue
+        place = str(Path(adapter).resolve()) if Path(adapter).exists() else str(adapter)
+        who = f"'{name}' ({adapter})" if name is not None else f"number {i + 1} ({adapter})"
+        if place in seen:
+            raise AdapterError(
+                f"adapters {seen[place]} and {who} are one and the same, listed twice, and would count twice. List it "
+                "once; to weigh it more, scale its alpha.",
+                "listed-twice",
+            )
+        seen[place] = who
 
 
 def _check_bases(experts: Mapping[str, Adapter], base_model: str | None) -> None:
@@ -101,7 +119,7 @@ def _check_whole(experts: Mapping[str, Adapter]) -> None:
     """Check shapes of whole tensors between adapters, and that all values are finite."""
     seen: dict[str, tuple[str, tuple[int, ...]]] = {}
     for name, e in experts.items():
-        for key, tensor in {**e.saved, **e.dense}.items():
+        for key, tensor in chain(e.saved.items(), e.dense.items()):
             check_tensor(tensor, f"adapter '{name}': tensor '{key}'")
             first, shape = seen.setdefault(key, (name, tuple(tensor.shape)))
             if shape != tuple(tensor.shape):

@@ -99,9 +99,9 @@ REFUSED = {
     "type": ([adapter(), 3], {}, AdapterError, "adapter 1 is a int"),
     "method": ([adapter()], {"method": "tie"}, MethodError, "no method 'tie'; did you mean 'ties'.*Known: .*linear"),
     "near": ([adapter()], {"method": "liner"}, MethodError, "did you mean 'linear'"),
-    "option": ([adapter()], {"lamb": 1}, MethodError, "no option 'lamb'; did you mean 'lam'.*Known: lam, rank"),
+    "option": ([adapter()], {"lamb": 1}, MethodError, "no option 'lamb'; did you mean 'lam'.*Known: energy, lam, rank"),
     "variant": ([adapter()], {"variant": "code"}, MethodError, "no variant 'code'.*Known: original, papercode"),
-    "variant_option": ([adapter()], {"variant": "papercode", "rank": 2}, MethodError, "no option 'rank'"),
+    "variant_option": ([adapter()], {"variant": "papercode", "density": 0.2}, MethodError, "no option 'density'"),
     "lam": ([adapter()], {"lam": float("nan")}, MethodError, "lam is nan; expected one finite number"),
     "width": ([adapter(), adapter("b", l=layer(d_in=5))], {}, ShapeError, r"'l'.*'a' is \(4, 3\), \(4, 5\) of 'b'"),
     "bases": ([adapter(), adapter("b", base="z")], {}, AdapterError, "'a' is an adapter of 'base', 'b' of 'z'"),
@@ -145,3 +145,22 @@ def test_a_named_base_settles_different_names():
 def test_a_zero_merge_can_be_written_and_says_so(tmp_path):
     folder = merge([adapter()], "task_arithmetic", lam=0).save(tmp_path / "out")
     assert json.loads((folder / "receipt.json").read_text())["layers"]["l"]["numerical_rank"] == 0
+
+
+def test_an_adapter_listed_twice_is_named(tmp_path):
+    save_adapter(adapter("a"), tmp_path / "a")
+    save_adapter(adapter("b", 2), tmp_path / "b")
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    for again in (tmp_path / "a", str(tmp_path / "b" / ".." / "a"), tmp_path / "link"):
+        with pytest.raises(AdapterError, match=r"number 1 \(.*a\) and number 3 \(.*\) are one and the same"):
+            merge([tmp_path / "a", tmp_path / "b", again], "svd")
+        with pytest.raises(AdapterError, match=r"'x' \(.*a\) and 'y' \(.*\) are one and the same") as error:
+            merge({"x": tmp_path / "a", "y": again}, "svd")
+        assert error.value.code == "listed-twice"
+    with pytest.raises(AdapterError, match=r"number 1 \(owner/a\) and number 2"):
+        merge(["owner/a", "owner/a"], "svd")
+
+
+def test_one_adapter_alone_is_a_merge(tmp_path):
+    save_adapter(adapter("a"), tmp_path / "a")
+    torch.testing.assert_close(merge([tmp_path / "a"], "svd").delta("l"), layer().dense())
