@@ -19,7 +19,8 @@ from torch import nn
 from datamodules.joint import JointDataModule
 from nscmerge import MergeModule
 from nscmerge.base_model import load_base_model, resolve_source
-from nscmerge.objectives import Objective
+from nscmerge.objectives import AnchoredNSC, Objective
+from nscmerge.objectives.anchors import Anchors
 from tasks.base import Task
 from tasks.benchmark import Benchmark
 from tasks.metrics import normalized_score
@@ -101,6 +102,8 @@ class Suite:
         self.tasks, self.data = tasks, data
         self.experts = {task: resolve_source(source) for task, source in experts.items()}
         self._expert_values: Scores | None = None
+        # By choice of targets: the experts do not change, so neither do their ratios.
+        self._anchors: dict[str, Anchors] = {}
 
     def learn(self, cell: Cell, objective: Objective, steps: Sequence[int]) -> dict[str, Any]:
         """Return one line of results: what the merge of ``cell`` scores after each number of ``steps``, in percent."""
@@ -131,10 +134,13 @@ class Suite:
 
     def _fit(self, cell: Cell, objective: Objective, steps: Sequence[int], folder: Path) -> MergeModule:
         self.data.seed = cell.seed
+        objective = copy.deepcopy(objective)
+        if isinstance(objective, AnchoredNSC):
+            objective.anchors = self._anchors.setdefault(f"{objective.blocks} {objective.projections}", Anchors())
         module = Unwatched(
             copy.deepcopy(self.base),
             self.experts,
-            objective=copy.deepcopy(objective),
+            objective=objective,
             init=cell.start,
             optimizer=partial(torch.optim.AdamW, lr=cell.lr),
         )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -113,6 +114,20 @@ class MergedModel:
                 self.layers[name].on_input = None
         missing = sorted(set(targets) - captured.keys())
         raise TargetError(f"the model's forward pass never ran target layers {missing}; choose targets that it uses.")
+
+    @contextmanager
+    def alone(self, task: int) -> Iterator[None]:
+        """Run as base model plus one expert, coefficient 1 for it and 0 for the others, until the block ends."""
+        learned = {name: layer.coefficients for name, layer in self.layers.items()}
+        try:
+            for layer in self.layers.values():
+                one_hot = torch.zeros_like(layer.coefficients().detach())
+                one_hot[task] = 1
+                layer.coefficients = partial(torch.clone, one_hot)
+            yield
+        finally:
+            for name, layer in self.layers.items():
+                layer.coefficients = learned[name]
 
     def detach(self) -> nn.Module:
         """Put the base layers back, in place, and return the plain base model."""

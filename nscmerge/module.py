@@ -91,6 +91,7 @@ class MergeModule(lightning.LightningModule):
         self.objective.bind(self.experts)
         self.merged: MergedModel | None = None
         self.unreached: list[str] | None = None
+        self._reached: set[int] = set()  # rows of the coefficients that have had a gradient
         self.ratios: list[MeanMetric] = []
         # In a tuple: a model given here is a submodule only once it is attached.
         self._source = (base_model, dtype, base_sha256)
@@ -190,13 +191,22 @@ class MergeModule(lightning.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Leave coefficients that no target can reach without a gradient, so that no optimizer decays them."""
-        if self.unreached is None:
-            norms = [0.0 if p.grad is None else float(p.grad.abs().sum()) for p in self.coefficients.lam]
-            self._unreached_rows = [i for i, norm in enumerate(norms) if norm == 0]
-            names = self.coefficients.layers if len(norms) > 1 else ("all layers",)
-            self.unreached = [names[i] for i in self._unreached_rows]
-        for row in self._unreached_rows:
-            self.coefficients.lam[row].grad = None
+        asleep = [i for i in range(len(self.coefficients.lam)) if i not in self._reached]
+        awake = {i for i in asleep if (g := self.coefficients.lam[i].grad) is not None and bool(g.any())}
+        self._reached |= awake
+        # An objective at rest has no gradient anywhere, which says nothing about reach.
+        if awake or (self.unreached is None and self._reached):
+            names = self.coefficients.layers if len(self.coefficients.lam) > 1 else ("all layers",)
+            self.unreached = [name for i, name in enumerate(names) if i not in self._reached]
+        for i in asleep:
+            if i not in awake:
+                self.coefficients.lam[i].grad = None
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """End the fit where the objective has nothing left to do."""
+        if (reason := self.objective.finished()) is not None:
+            self.trainer.should_stop = True
+            rank_zero_info(f"stopped after {self.trainer.global_step} steps: {reason}")
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add what the objective reports of each task's inputs to its mean."""
@@ -234,9 +244,14 @@ class MergeModule(lightning.LightningModule):
         return Update(fold(self.experts, self.coefficients), base_model=base, recipe=learned_recipe(self))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the coefficients only: megabytes of frozen weights do not belong in every checkpoint."""
-        state = checkpoint["state_dict"]
-        checkpoint["state_dict"] = {k: v for k, v in state.items() if k.startswith("coefficients.")}
+        """Keep what was learned only: megabytes of frozen weights do not belong in every checkpoint."""
+        state, own = checkpoint["state_dict"], "objective._extra_state"
+        checkpoint["state_dict"] = {k: v for k, v in state.items() if k.startswith("coefficients.") or k == own}
+        checkpoint["reached"] = sorted(self._reached)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Remember which coefficients have had a gradient."""
+        self._reached = set(checkpoint.get("reached", ()))
 
     def _attached(self) -> MergedModel:
         if self.merged is None:

@@ -34,7 +34,7 @@ class CoefficientMonitor(Callback):
 
     def __init__(self, every: int = 10) -> None:
         self.every = every
-        self._warned = False
+        self._warned = self._said = False
         self._tick = 0.0
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
@@ -60,7 +60,7 @@ class CoefficientMonitor(Callback):
         scalars = {"step_seconds": time.perf_counter() - self._tick, "lr": lr}
         scalars |= {"lam/moved_mean": float(moved.mean()), "lam/moved_max": float(moved.max())}
         module.log_dict(scalars, rank_zero_only=True)
-        if trainer.global_step == 1:
+        if module.unreached is not None and not self._said:
             self._say_unreached(module)
         if trainer.global_step % self.every == 0:
             self._draw(trainer, module)
@@ -73,6 +73,7 @@ class CoefficientMonitor(Callback):
             print_table(self._table(pl_module, trainer.global_step))
 
     def _say_unreached(self, module: MergeModule) -> None:
+        self._said = True
         rows, names = len(module.coefficients.layers), module.unreached or []
         total = rows * len(module.tasks)
         if names:

@@ -53,3 +53,7 @@ class Objective(KeepsPrecision):
     @abstractmethod
     def report(self, merged: MergedModel, group: Group) -> dict[str, Tensor]:
         """Return ``{task: scalar}`` as it is reported in validation: no gradient, no floor."""
+
+    def finished(self) -> str | None:
+        """Return why the fit should end after this step, for the log; None to go on, as most objectives always do."""
+        return None

@@ -137,12 +137,16 @@ class NSC(Objective):
         return self._means(captured, group, residual_ratio)
 
     def _means(self, captured: Mapping[str, Tensor], group: Group, ratio: Ratio) -> dict[str, Tensor]:
+        samples = self._samples(captured, group, ratio)
+        return {task: samples[rows].mean() for task, rows in group.rows.items()}
+
+    def _samples(self, captured: Mapping[str, Tensor], group: Group, ratio: Ratio) -> Tensor:
+        """Omega of every sample of the group for its own task's adapter, (N,)."""
         device = next(iter(captured.values())).device
         sizes = [(self._tasks.index(task), rows.stop - rows.start) for task, rows in group.rows.items()]
         row_task = torch.tensor([k for k, size in sizes for _ in range(size)], device=device)
         bases = {t: Basis(self._rows[i], self._owners[i]) for i, t in enumerate(self.targets)}
-        samples = sample_ratios(captured, row_task, bases, group.mask, reduction=self.reduction, ratio=ratio)
-        return {task: samples[rows].mean() for task, rows in group.rows.items()}
+        return sample_ratios(captured, row_task, bases, group.mask, reduction=self.reduction, ratio=ratio)
 
 
 def _shorten(names: Sequence[str], most: int = 4) -> str:

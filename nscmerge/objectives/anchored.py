@@ -1,0 +1,167 @@
+"""Anchored null-space compression: every task's ratio is drawn to that of its own expert, not below it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, distributed
+
+from nscmerge.batching import Group
+from nscmerge.errors import ConfigError
+from nscmerge.geometry import residual_ratio, training_ratio
+from nscmerge.merged_linear import MergedModel
+from nscmerge.objectives.anchors import Anchors, sample_keys, samples_of
+from nscmerge.objectives.nsc import NSC, Ratio
+from nscmerge.targets import Blocks
+
+Penalty = Literal["hinge", "absolute", "squared"]
+
+
+class AnchoredNSC(NSC):
+    """Mean over tasks of a penalty on the gap omega_k(merged) - omega_k(expert k), both on the same unlabelled inputs.
+
+    Ours, not the paper's: the plain ratio has no bottom, and at ruined merges a task's ratio lies below that of its own
+    expert, which is the best that the task is known to do. The expert's ratio is that of the model with adapter k alone
+    at coefficient 1; it is measured without gradient, once per sample, and kept by the sample's content.
+
+    A batch's gap is noisy where gaps are small. ``memory`` takes the penalty's slope from the mean over earlier
+    batches; the direction is always that of the current batch. The reduction is the mean over a sample's tokens, then
+    over samples (:class:`NSC` also knows ``flat``): only a ratio per sample can be kept.
+
+    Args:
+        blocks: As for :class:`NSC`.
+        projections: As for :class:`NSC`.
+        penalty: ``hinge``: max(0, gap), no force once below the expert; ``absolute``: the gap's size, the same force
+            from both sides; ``squared``: its square, a force that fades with the gap.
+        memory: Weight that earlier gaps keep in their mean from step to step, in [0, 1]: 0 looks at the batch alone,
+            0.9 at about the last ten, 1 at all samples seen.
+        stop: End the fit once the mean gap (its size; for ``hinge`` its value) of every task that any coefficient can
+            move is at most this, after 1 / (1 - memory) steps at least. Needs ``memory``. None never ends it.
+
+    Raises:
+        ConfigError: ``memory`` or ``stop`` is out of range, or ``stop`` comes without ``memory``.
+    """
+
+    #: Training logs the penalty of the gap, validation the gap itself; negative is below the expert.
+    quantity = "gap"
+
+    def __init__(
+        self,
+        blocks: Blocks = "last_quarter",
+        projections: list[str] | None = None,
+        penalty: Penalty = "hinge",
+        memory: float = 0.0,
+        stop: float | None = None,
+    ) -> None:
+        super().__init__(blocks, projections)
+        if not 0 <= memory <= 1:
+            raise ConfigError(f"memory is {memory}; it is a weight in [0, 1], 0 for the batch alone.")
+        if stop is not None and not stop >= 0:
+            raise ConfigError(f"stop is {stop}; it is the largest mean gap that ends the fit, at least 0, or null.")
+        if stop is not None and memory == 0:
+            raise ConfigError("stop needs the mean over several batches; set memory, too, for example to 0.9.")
+        self.penalty, self.memory, self.stop = penalty, memory, stop
+        self.anchors = Anchors()
+        #: By task: remembered sum of gaps over samples, remembered number of samples, number of steps.
+        self._sums: dict[str, tuple[float, float, int]] = {}
+        self._movable: set[str] = set()
+
+    def options(self) -> dict[str, Any]:
+        """Return the choice of targets, the penalty's options, and where every task stands."""
+        options = super().options() | {"penalty": self.penalty, "memory": self.memory, "stop": self.stop}
+        unmovable = [task for task in self._sums if task not in self._movable]
+        return options | {"mean_gap": {task: self.mean_gap(task) for task in self._sums}, "unmovable": unmovable}
+
+    def losses(self, merged: MergedModel, group: Group) -> dict[str, Tensor]:
+        """Return ``{task: penalty}`` with gradient; counts the group's gaps, over all processes, into their means."""
+        anchors = self._expert_samples(merged, group, training_ratio)
+        captured = merged.capture(group.inputs, self.targets)
+        samples = self._samples(captured, group, training_ratio)
+        self._movable.update(task for task in group.rows if self._has_gradient(task, captured))
+        gaps = (samples.detach() - anchors).double()
+        self._count(group, gaps)
+        return {task: self._penalised(samples[rows].mean(), self.mean_gap(task)) for task, rows in group.rows.items()}
+
+    @torch.no_grad()
+    def report(self, merged: MergedModel, group: Group) -> dict[str, Tensor]:
+        """Return ``{task: gap}`` of the ratios in the reported form, without floor."""
+        anchors = self._expert_samples(merged, group, residual_ratio)
+        samples = self._samples(merged.capture(group.inputs, self.targets), group, residual_ratio)
+        return {task: (samples[rows] - anchors[rows]).mean() for task, rows in group.rows.items()}
+
+    def mean_gap(self, task: str) -> float:
+        """Return the mean gap of ``task`` as ``memory`` weighs it."""
+        gaps, samples, _ = self._sums[task]
+        return gaps / samples
+
+    def finished(self) -> str | None:
+        """Return why the fit should end now: every task that can be moved is where its expert is."""
+        if self.stop is None or not self._movable:
+            return None
+        at = {task: self.mean_gap(task) for task in self._sums if task in self._movable}
+        steps = min(self._sums[task][2] for task in at)
+        if steps * (1 - self.memory) < 1 or any(self._distance(gap) > self.stop for gap in at.values()):
+            return None
+        fixed = [task for task in self._sums if task not in self._movable]
+        return f"{', '.join(at)} are at their experts' ratio within {self.stop}" + (
+            f"; no coefficient moves the ratio of {', '.join(fixed)}" if fixed else ""
+        )
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Return what a resumed fit needs to go on exactly: the experts' ratios so far, and the mean gaps."""
+        return {"anchors": self.anchors.state(), "sums": dict(self._sums), "movable": sorted(self._movable)}
+
+    def set_extra_state(self, state: Any) -> None:
+        """Take over what :meth:`get_extra_state` returned."""
+        self.anchors.load(state["anchors"])
+        self._sums, self._movable = dict(state["sums"]), set(state["movable"])
+
+    def _distance(self, gap: float) -> float:
+        return gap if self.penalty == "hinge" else abs(gap)
+
+    def _penalised(self, omega: Tensor, gap: float) -> Tensor:
+        """Penalty of ``gap``, with its slope there times the gradient of ``omega``."""
+        if self.penalty == "hinge":
+            value, slope = max(0.0, gap), float(gap > 0)
+        elif self.penalty == "absolute":
+            value, slope = abs(gap), float((gap > 0) - (gap < 0))
+        else:
+            value, slope = gap**2, 2 * gap
+        return value + slope * (omega - omega.detach())
+
+    def _count(self, group: Group, gaps: Tensor) -> None:
+        """Add (N,) gaps to the mean of their tasks; every process adds those of all."""
+        new = gaps.new_zeros(2, len(self._tasks))
+        for task, rows in group.rows.items():
+            k = self._tasks.index(task)
+            new[0, k], new[1, k] = gaps[rows].sum(), rows.stop - rows.start
+        # The slope must be one over all processes, or several would not follow the path of one.
+        if distributed.is_available() and distributed.is_initialized():
+            distributed.all_reduce(new)
+        for task, total, count in zip(self._tasks, *new.tolist(), strict=True):
+            if count:
+                old, samples, steps = self._sums.get(task, (0.0, 0.0, 0))
+                self._sums[task] = (self.memory * old + total, self.memory * samples + count, steps + 1)
+
+    def _has_gradient(self, task: str, captured: Mapping[str, Tensor]) -> bool:
+        """Whether any coefficient lies before some target layer of ``task``."""
+        k = self._tasks.index(task)
+        return any(captured[t].requires_grad and k in self._owners[i] for i, t in enumerate(self.targets))
+
+    @torch.no_grad()
+    def _expert_samples(self, merged: MergedModel, group: Group, ratio: Ratio) -> Tensor:
+        """Return every sample's ratio under its own expert, (N,), measuring only samples not met before."""
+        found: list[float] = []
+        for task, rows in group.rows.items():
+            keys = sample_keys(group, task, ratio.__name__)
+            if new := [i for i, key in enumerate(keys) if key not in self.anchors]:
+                part = samples_of(group, task, [rows.start + i for i in new])
+                with merged.alone(self._tasks.index(task)):
+                    captured = merged.capture(part.inputs, self.targets)
+                values = self._samples(captured, part, ratio).tolist()
+                self.anchors.update({keys[i]: value for i, value in zip(new, values, strict=True)})
+            found += [self.anchors[key] for key in keys]
+        device = next(iter(group.inputs.values())).device
+        return torch.tensor(found, dtype=torch.float64, device=device)
