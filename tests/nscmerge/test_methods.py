@@ -112,6 +112,16 @@ def test_svd_is_the_best_approximation(ranks, rank):
     torch.testing.assert_close(merged.dense(), 2 * (u[:, :keep] * s[:keep]) @ vh[:keep], rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("energy", [0.01, 0.5, 0.9, 0.999, 1.0])
+def test_svd_keeps_the_smallest_rank_that_holds_the_energy(energy):
+    experts = layer(2, 4)
+    s = torch.linalg.svdvals(sum(e.scaling * e.B @ e.A for e in experts))[:6].square().tolist()
+    keep = next(r for r in range(1, 7) if sum(s[:r]) >= energy * sum(s) * (1 - 1e-12))
+    assert svd(experts, energy=energy).rank == keep
+    assert svd(experts, energy=energy, rank=2).rank == min(2, keep)
+    assert svd(experts, energy=energy, rank=100).rank == keep
+
+
 def test_svd_is_capped_at_the_numerical_rank():
     (expert,) = layer(2)
     assert svd([expert, expert, expert], rank=6).rank == 2
@@ -161,6 +171,9 @@ def test_options_out_of_range():
     for rank in (0, 1.5, True, "4"):
         with pytest.raises(MethodError, match="expected a whole number >= 1"):
             svd([expert], rank=rank)
+    for energy in (0, -0.5, 1.5, True, "1", float("nan")):
+        with pytest.raises(MethodError, match=r"energy is .*expected a number in \(0, 1\]"):
+            svd([expert], energy=energy)
 
 
 def test_dense_rules():
