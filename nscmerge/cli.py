@@ -24,6 +24,9 @@ COMMANDS = {
     "test": Command("nscmerge.commands.train", "test experts and merges, write normalized scores"),
     "merge": Command("nscmerge.commands.merge", "closed-form merge of adapters; needs no base model and no data"),
     "doctor": Command("nscmerge.commands.doctor", "preflight in seconds: every fault by name, ranks, overlap, cost"),
+    "search": Command(
+        "nscmerge.commands.search", "choose the scale of closed-form merges: by validation loss or label-free"
+    ),
     "methods": Command("nscmerge.commands.methods", "the table of closed-form methods with options and sources"),
     "report": Command("nscmerge.commands.report", "plots and tables from merge, scores and run folders"),
 }

@@ -1,0 +1,151 @@
+"""The label-free criterion: the mean null-space ratio of the merged model on a few unlabelled inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from lightning import LightningDataModule
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+
+from nscmerge.adapters import Adapter
+from nscmerge.batching import fuse
+from nscmerge.errors import TargetError
+from nscmerge.geometry import residual_ratio, row_space
+from nscmerge.objectives.nsc import Basis, sample_ratios
+from nscmerge.search.criterion import Criterion, TaskValues
+from nscmerge.surgery import resolve_layer
+from nscmerge.targets import Blocks, select_targets
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Which layers are read, as the NSC objective names its targets.
+
+    Args:
+        blocks: ``last_quarter``, a number of last blocks, or a list of indices.
+        projections: Exact projection names; None takes the attention's output projection, else the value projection.
+    """
+
+    blocks: Blocks = "last_quarter"
+    projections: list[str] | None = None
+
+
+class NullSpaceRatio(Criterion):
+    """Mean over tasks of the ratio of each task's own adapter on its own inputs (spec of the NSC objective, residual).
+
+    Args:
+        blocks: As in :class:`Reading`.
+        projections: As in :class:`Reading`.
+        also: Further choices of layers by curve name, read from the same forward passes.
+    """
+
+    def __init__(
+        self,
+        blocks: Blocks = "last_quarter",
+        projections: list[str] | None = None,
+        also: dict[str, Reading] | None = None,
+    ) -> None:
+        super().__init__()
+        self.readings = {"": Reading(blocks, projections), **(also or {})}
+        self.targets: dict[str, list[str]] = {}
+
+    @property
+    def suffixes(self) -> list[str]:
+        """The names of the readings."""
+        return list(self.readings)
+
+    def prepare(self, model: nn.Module, experts: Mapping[str, Adapter]) -> None:
+        """Select the layers of every reading, and compute every task's row space there.
+
+        Raises:
+            TargetError: No layer is selected, or a task's adapter has none of the selected ones.
+        """
+        layers = {layer for expert in experts.values() for layer in expert.layers}
+        for curve, reading in self.readings.items():
+            self.targets[curve] = chosen = select_targets(model, layers, reading.blocks, reading.projections)
+            for task, expert in experts.items():
+                if not any(target in expert.layers for target in chosen):
+                    raise TargetError(
+                        f"the adapter of '{task}' has none of the layers {', '.join(chosen[:4])}, ..., so its ratio "
+                        "is undefined there. Choose blocks and projections that every adapter has."
+                    )
+        every = sorted({target for chosen in self.targets.values() for target in chosen})
+        self._paths = {target: resolve_layer(model, target) for target in every}
+        self._spaces = {
+            task: {t: row_space(expert.layers[t].A).float() for t in every if t in expert.layers}
+            for task, expert in experts.items()
+        }
+        self._tasks = list(experts)
+        # A plain list to index by number; the module list is what moves them to the device.
+        self._means = [[MeanMetric(nan_strategy="disable") for _ in experts] for _ in self.readings]
+        self.metrics = nn.ModuleList(nn.ModuleList(means) for means in self._means)
+
+    def batches(self, data: LightningDataModule) -> Iterator[tuple[str, dict[str, Tensor]]]:
+        """Yield the label-free validation batches task by task: a merge may keep weights per task."""
+        for batch in data.val_dataloader():
+            yield from batch.items()
+
+    def update(self, model: nn.Module, task: str, batch: Mapping[str, Tensor]) -> None:
+        """Add the ratios of a batch, from one forward pass that stops at the last layer that is read."""
+        (group,) = fuse({task: batch})
+        captured = capture(model, group.inputs, {t: self._paths[t] for t in self._spaces[task]})
+        size = group.rows[task].stop
+        for targets, means in zip(self.targets.values(), self._means, strict=True):
+            bases = {}
+            for target in targets:
+                if target in self._spaces[task]:
+                    rows = self._spaces[task][target].to(captured[target].device)
+                    bases[target] = Basis(rows, torch.zeros(len(rows), dtype=torch.long, device=rows.device))
+            owner = torch.zeros(size, dtype=torch.long, device=rows.device)
+            omega = sample_ratios(captured, owner, bases, group.mask, ratio=residual_ratio)
+            means[self._tasks.index(task)].update(omega.mean(), size)
+
+    def compute(self) -> dict[str, TaskValues]:
+        """Return the mean ratio over samples, in [0, 1], per reading and task."""
+        return {
+            curve: {task: float(mean.compute()) for task, mean in zip(self._tasks, means, strict=True)}
+            for curve, means in zip(self.readings, self._means, strict=True)
+        }
+
+    def options(self) -> dict[str, Any]:
+        """Return the readings and the layers that came of them."""
+        return {
+            "readings": {curve: asdict(reading) for curve, reading in self.readings.items()},
+            "targets": self.targets,
+        }
+
+
+class _AllCaptured(Exception):
+    """Ends a forward pass: the last layer has its input."""
+
+
+def capture(model: nn.Module, inputs: Mapping[str, Tensor], paths: Mapping[str, str]) -> dict[str, Tensor]:
+    """Return ``{name: input of the module at its path}`` of one forward pass, which ends once all are there.
+
+    Raises:
+        TargetError: A module runs twice or never.
+    """
+    captured: dict[str, Tensor] = {}
+
+    def record(name: str, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        if name in captured:
+            raise TargetError(f"layer '{name}' runs more than once per forward pass; leave it out.")
+        captured[name] = args[0]
+        if len(captured) == len(paths):
+            raise _AllCaptured
+
+    hooks = [model.get_submodule(path).register_forward_pre_hook(partial(record, name)) for name, path in paths.items()]
+    try:
+        model(**inputs)
+    except _AllCaptured:
+        return captured
+    finally:
+        for hook in hooks:
+            hook.remove()
+    missing = sorted(set(paths) - captured.keys())
+    raise TargetError(f"the model's forward pass never ran the layers {missing}; read layers that it uses.")
