@@ -42,8 +42,9 @@ def emr(stack: Stack, *, lam: float = 1.0, rescale: str = "tensor") -> Merged:
         tau = elect(stack.deltas(name))
         count = tau.numel() if rescale == "tensor" else 1
         for k, delta in enumerate(stack.deltas(name)):
-            own[k] += float(delta.abs().sum(dtype=torch.float64)) / count
-            kept[k] += float(agreeing(delta, tau).abs().sum(dtype=torch.float64)) / count
+            for part, unified in zip(_parts_of(delta), _parts_of(tau), strict=True):
+                own[k] += float(part.abs().sum(dtype=torch.float64)) / count
+                kept[k] += float(agreeing(part, unified).abs().sum(dtype=torch.float64)) / count
     rescalers = {task: o / m if m else 1.0 for task, o, m in zip(stack.tasks, own, kept, strict=True)}
     shared = _shared(stack, lam)
     per_task = {
@@ -79,13 +80,20 @@ def elect(deltas: Iterator[Tensor], *, zero_is_plus: bool = False) -> Tensor:
 
     The elected sign is that of the sum of all deltas; where the sum is exactly 0 it is minus, or plus on request.
     """
-    first = next(deltas)
-    total = first.double()
-    up, down = first.clamp(min=0), first.clamp(max=0)
+    # Contiguous, or the parts below would be copies instead of views.
+    first = next(deltas).contiguous()
+    total, up, down = first.double(), first.clamp(min=0), first.clamp(max=0)
     for delta in deltas:
-        total += delta
-        up, down = torch.maximum(up, delta), torch.minimum(down, delta)
+        for sums, high, low, part in zip(*map(_parts_of, (total, up, down, delta)), strict=True):
+            sums += part
+            torch.maximum(high, part, out=high)
+            torch.minimum(low, part, out=low)
     return torch.where(total >= 0 if zero_is_plus else total > 0, up, down)
+
+
+def _parts_of(tensor: Tensor) -> tuple[Tensor, ...]:
+    """Return parts of 2^18 entries, views of a contiguous tensor: what is computed in between stays in the processor's cache."""
+    return tensor.flatten().split(2**18)
 
 
 def _shared(stack: Stack, lam: float, *, zero_is_plus: bool = False) -> Lazy[Tensor]:

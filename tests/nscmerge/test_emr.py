@@ -83,6 +83,25 @@ def test_by_hand():
         papercode.delta("l", "x")
 
 
+def test_transposed_tensors_are_as_good_as_any():
+    generator = torch.Generator().manual_seed(0)
+    values = [torch.randn(3, 5, generator=generator) for _ in TASKS]
+    straight = merge([Adapter(dense={"p": v}, name=n) for v, n in zip(values, TASKS, strict=True)], "emr")
+    turned = [Adapter(dense={"p": v.T.contiguous().T}, name=n) for v, n in zip(values, TASKS, strict=True)]
+    assert not turned[0].dense["p"].is_contiguous()
+    for task in (None, *TASKS):
+        assert torch.equal(merge(turned, "emr").delta("p", task), straight.delta("p", task))
+
+
+def test_large_tensors_are_elected_part_by_part():
+    generator = torch.Generator().manual_seed(0)
+    adapters = [Adapter(dense={"p": torch.randn(700, 800, generator=generator)}, name=n) for n in TASKS]
+    tau, masks, rho = oracle(adapters)
+    update = merge(adapters, "emr")
+    torch.testing.assert_close(update.delta("p").double(), tau["p"])
+    torch.testing.assert_close(update.delta("p", "y").double(), rho[1] * tau["p"] * masks["p"][1], rtol=1e-6, atol=1e-6)
+
+
 def test_equal_experts_and_a_single_one_come_back():
     one = experts(3)[0]
     for k in (1, 3):
