@@ -131,8 +131,8 @@ def load_adapter(path_or_hub_id: str | Path, *, name: str | None = None, revisio
     return adapter
 
 
-def local_folder(path_or_hub_id: str | Path, revision: str | None = None) -> Path:
-    """Return the folder itself, or the local snapshot of a hub repository: nothing but its safetensors and JSON.
+def local_folder(path_or_hub_id: str | Path, revision: str | None = None, patterns: Sequence[str] = HUB_FILES) -> Path:
+    """Return the folder itself, or the local snapshot of a hub repository: nothing but the files of some patterns.
 
     Raises:
         AdapterError: Neither such a folder nor a repository that can be read now.
@@ -142,7 +142,7 @@ def local_folder(path_or_hub_id: str | Path, revision: str | None = None) -> Pat
     hub_id = str(path_or_hub_id)
     both = f"'{hub_id}' is neither a folder on this machine nor a hub id that can be read now"
     if Path(hub_id).is_file():
-        raise AdapterError(f"'{hub_id}' is a file; expected the folder that holds {CONFIG} and weights.", "not-found")
+        raise AdapterError(f"'{hub_id}' is a file; expected the folder that holds it and its config.", "not-found")
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", hub_id) or hub_id.startswith("."):
         raise AdapterError(f"{both} (hub ids look like 'owner/name'). Check the path.", "not-found")
     # Imported here: the hub client costs half a second that a local folder does not need.
@@ -150,7 +150,7 @@ def local_folder(path_or_hub_id: str | Path, revision: str | None = None) -> Pat
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=list(HUB_FILES)))
+        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=list(patterns)))
     except (HfHubHTTPError, OSError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise AdapterError(

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from nscmerge.masked import MaskedWeights
+from nscmerge.precision import Audit
 from nscmerge.update import Recipe, Update
 
 _LOAD_ADAPTER = """```python
@@ -44,9 +45,9 @@ def card(update: Update, layers: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join([*front_matter(update), *_sections(update, low, full)]) + "\n"
 
 
-def front_matter(update: Update) -> list[str]:
+def front_matter(update: Update, library: str = "peft") -> list[str]:
     """Return the lines that model hubs read."""
-    head = ["---", "library_name: peft", "tags: [lora, merge, nscmerge]"]
+    head = ["---", f"library_name: {library}", "tags: [lora, merge, nscmerge]"]
     if update.base_model:
         # JSON quoting is YAML quoting for one string.
         head.append(f"base_model: {json.dumps(update.base_model)}")
@@ -67,6 +68,31 @@ def _sections(update: Update, low: bool, full: bool) -> Iterator[str]:
                 mean = sum(values) / len(values)
                 yield f"| {task} | {len(values)} | {mean:.4f} | {min(values):.4f} | {max(values):.4f} |"
         yield "\nEvery single one is in `receipt.json`.\n"
+    yield from _left_out_and_licence(recipe)
+
+
+def checkpoint_card(update: Update, audit: Audit, task: str | None) -> str:
+    """Return the card of a checkpoint that the merge was folded into.
+
+    Args:
+        update: The merge.
+        audit: What rounding took from it.
+        task: Whose weights they are, None for one model of all tasks.
+    """
+    head = front_matter(update, "transformers")
+    return "\n".join([*head, *_checkpoint_sections(update, audit, task)]) + "\n"
+
+
+def _checkpoint_sections(update: Update, audit: Audit, task: str | None) -> Iterator[str]:
+    yield f"# Merged model{f' for the task {task}' if task is not None else ''}\n"
+    yield f"Base model: {update.base_model or 'the one that the receipt names'}, with a merge of LoRA adapters added.\n"
+    if update.recipe is not None:
+        yield from made_by(update.recipe)
+    yield f"## Precision\n\nOf the merge, {audit.summary()}.\n"
+    yield from _left_out_and_licence(update.recipe)
+
+
+def _left_out_and_licence(recipe: Recipe | None) -> Iterator[str]:
     if recipe is not None and recipe.skipped:
         yield "## Left out\n"
         yield from (f"- `{name}`: {reason}" for name, reason in recipe.skipped.items())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -19,6 +19,9 @@ from nscmerge.masked import MaskedWeights
 from nscmerge.naming import unknown
 from nscmerge.peft_format import Kind
 from nscmerge.progress import Watch, quiet
+
+if TYPE_CHECKING:
+    from nscmerge.precision import Audit
 
 #: Factors or dense deltas by layer (or tensor) name; may be computed, or read, when asked for.
 Weights = Mapping[str, LowRank | Tensor]
@@ -107,21 +110,30 @@ class Update:
 
     def weight(self, name: str, task: str | None = None) -> LowRank | Tensor:
         """Return factors where the merge has them, else the dense delta; arguments and errors as in :meth:`delta`."""
-        places: list[Weights] = [self.layers, self.dense]
-        if task is not None:
-            if not self.per_task:
-                raise MethodError(
-                    f"task '{task}' asked for, but this merge is one update for all tasks and keeps no per-task "
-                    "weights. Leave task out."
-                )
-            if task not in self.per_task:
-                raise MethodError(unknown("task", task, self.per_task))
-            places.insert(0, self.per_task[task])
+        self.check_task(task)
+        own = [self.per_task[task]] if task is not None else []
+        places: list[Weights] = [*own, self.layers, self.dense]
         if (found := next((weights for weights in places if name in weights), None)) is not None:
             return found[name]
         reason = (self.recipe.skipped if self.recipe else {}).get(name)
         known = [known for weights in places for known in weights]
         raise AdapterError(f"'{name}' was skipped: {reason}" if reason else unknown("layer or tensor", name, known))
+
+    def check_task(self, task: str | None) -> None:
+        """Raise unless ``task`` is None or one whose weights are kept.
+
+        Raises:
+            MethodError: This merge keeps no weights of it.
+        """
+        if task is None:
+            return
+        if not self.per_task:
+            raise MethodError(
+                f"task '{task}' asked for, but this merge is one update for all tasks and keeps no per-task weights. "
+                "Leave task out."
+            )
+        if task not in self.per_task:
+            raise MethodError(unknown("task", task, self.per_task))
 
     def scaled(self, factor: float) -> Update:
         """Return the same update times ``factor``, per-task weights too; the recipe's ``lam`` with it.
@@ -159,6 +171,20 @@ class Update:
         with new_folder(folder) as partial:
             write_update(self, partial, watch)
         return Path(folder)
+
+    def fold_into(
+        self,
+        base: str | Path,
+        folder: str | Path,
+        *,
+        dtype: str | None = None,
+        task: str | None = None,
+        watch: Watch = quiet,
+    ) -> Audit:
+        """Write a full checkpoint of base model plus update; see :func:`nscmerge.fold_base.fold_into`."""
+        from nscmerge.fold_base import fold_into
+
+        return fold_into(self, base, folder, dtype=dtype, task=task, watch=watch)
 
 
 def _scaled(weights: Mapping[str, Any], factor: float) -> Mapping[str, Any]:
