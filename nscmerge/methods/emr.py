@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -91,9 +91,10 @@ def elect(deltas: Iterator[Tensor], *, zero_is_plus: bool = False) -> Tensor:
     return torch.where(total >= 0 if zero_is_plus else total > 0, up, down)
 
 
-def _parts_of(tensor: Tensor) -> tuple[Tensor, ...]:
-    """Return parts of 2^18 entries, views of a contiguous tensor: what is computed in between stays in the processor's cache."""
-    return tensor.flatten().split(2**18)
+def _parts_of(tensor: Tensor) -> Sequence[Tensor]:
+    """Return parts of 2^18 entries, views of a contiguous tensor, so that temporaries stay in the processor's cache."""
+    parts: Sequence[Tensor] = torch.split(tensor.flatten(), 2**18)
+    return parts
 
 
 def _shared(stack: Stack, lam: float, *, zero_is_plus: bool = False) -> Lazy[Tensor]:

@@ -27,16 +27,16 @@ def free_merging(
     ratio: float = 0.70,
     overlap: bool = True,
     align: bool = False,
-    experts: float = 0.0,
+    expert_share: float = 0.0,
 ) -> Merged:
-    """Return ``lam * sum_k Re ifft2(w fft2(delta_k))`` of every matrix, dense; with ``experts`` per-task weights too.
+    """Return ``lam * sum_k Re ifft2(w fft2(delta_k))`` of every matrix, dense; with experts per-task weights too.
 
     The spectrum is not shifted, so a bin's distance to (H // 2, W // 2) is its distance to the highest frequency: kept,
     with w = 1, is a disc of radius ``ratio * min(H, W)`` around that, a high-pass filter. The filter is linear, so the
     sum of all deltas goes through it once. Tensors that are no matrix are summed unfiltered; convolution kernels of
     adapters are matrices (d_out, d_in).
 
-    With ``experts`` = q, task k has weights of its own: the shared ones plus ``lam mu_k e_k``. e_k holds the
+    With ``expert_share`` = q, task k has weights of its own: the shared ones plus ``lam mu_k e_k``. e_k holds the
     ``int(q d_in)`` largest entries of each row of its delta, none where d_in < 1 / q, and
     ``mu_k = -log10(q) (mean|e_k| / q) / mean|v_k|`` with v_k its filtered (and aligned) delta, each a mean over tensors
     of the tensor's own mean. Which task it is must be known at inference; FREE trains a router for that, which is no
@@ -52,15 +52,15 @@ def free_merging(
             that circle.
         align: Multiply each task's filtered tensor by ``max_j mean|v_j| / mean|v_k|``, tensor by tensor, so that all
             tasks weigh the same in it. As in the authors' code; their paper weights whole tasks.
-        experts: Share q of each row that an expert keeps, in [0, 1); 0 for no experts. The authors use 0.01.
+        expert_share: Share q of each row that an expert keeps, in [0, 1); 0 for no experts. The authors use 0.01.
 
     Raises:
-        MethodError: An option is out of range, or ``experts`` keeps no entry of any row.
+        MethodError: An option is out of range, or ``expert_share`` keeps no entry of any row.
 
     Source: Zheng and Wang, arXiv:2411.16815 and its code.
     """
     check_number("free_merging", "ratio", ratio, "(0, 1]")
-    check_number("free_merging", "experts", experts, "[0, 1)")
+    check_number("free_merging", "expert_share", expert_share, "[0, 1)")
     check_switch("free_merging", "overlap", overlap)
     check_switch("free_merging", "align", align)
 
@@ -70,15 +70,16 @@ def free_merging(
         return kept + (distance == (side // 10) ** 2).float() if overlap else kept
 
     def unit(name: str) -> Tensor:
-        factors = _alignment(_magnitudes(stack, name, keep)) if align else [1.0] * len(stack.tasks)
-        return filtered(_weighted_sum(stack, name, factors), keep)
+        weights = half_spectrum(_shape(stack, name), keep)
+        factors = _alignment(_magnitudes(stack, name, weights)) if align else [1.0] * len(stack.tasks)
+        return filtered(_weighted_sum(stack, name, factors), weights)
 
-    if not experts:
+    if not expert_share:
         return _shared(stack, unit, lam)
-    scales = _expert_scales(stack, keep, align, experts)
+    scales = _expert_scales(stack, keep, align, expert_share)
 
     def own(k: int) -> Lazy[Tensor]:
-        return Lazy(stack.names, lambda name: lam * (unit(name) + scales[k] * _expert(stack, name, k, experts)))
+        return Lazy(stack.names, lambda name: lam * (unit(name) + scales[k] * _expert(stack, name, k, expert_share)))
 
     merged = _shared(stack, unit, lam)
     return Merged(
@@ -87,7 +88,7 @@ def free_merging(
         {task: own(k) for k, task in enumerate(stack.tasks)},
         report={
             "expert_scales": dict(zip(stack.tasks, scales, strict=True)),
-            "too_narrow_for_experts": [name for name in stack.names if not int(experts * _width(stack, name))],
+            "too_narrow_for_experts": [name for name in stack.names if not int(expert_share * _width(stack, name))],
         },
     )
 
@@ -113,27 +114,39 @@ def free_merging_low_pass(stack: Stack, *, lam: float = 1.0, low_ratio: float = 
     def keep(distance: Tensor, side: int) -> Tensor:
         return (distance >= max(1, int(low_ratio * side)) ** 2).float()
 
-    return _shared(stack, lambda name: filtered(_weighted_sum(stack, name, [1.0] * len(stack.tasks)), keep), lam)
+    def unit(name: str) -> Tensor:
+        weights = half_spectrum(_shape(stack, name), keep)
+        return filtered(_weighted_sum(stack, name, [1.0] * len(stack.tasks)), weights)
+
+    return _shared(stack, unit, lam)
 
 
-def filtered(delta: Tensor, keep: Keep) -> Tensor:
-    """Return ``Re ifft2(w fft2(delta))`` of a matrix (H, W) in fp32; any other tensor as it is.
+def half_spectrum(shape: Sequence[int], keep: Keep) -> Tensor | None:
+    """Return the weights (H, W // 2 + 1) of a real matrix's half spectrum, fp32; None where there is no matrix.
 
-    Only half of the spectrum of a real matrix is needed, with the mean of w at a bin and at its mirror image (-i, -j):
-    the two differ where H or W is odd, and the real part takes their mean.
+    Each is the mean of w at a bin and at its mirror image (-i, -j). The two differ where H or W is odd, and then the
+    real part of the inverse transform takes their mean.
     """
-    if delta.ndim != 2 or not delta.numel():
-        return delta
-    height, width = delta.shape
+    if len(shape) != 2 or not min(shape):
+        return None
+    height, width = shape
+
+    def weights(i: Tensor, j: Tensor) -> Tensor:
+        distance = ((i - height // 2) ** 2)[:, None] + ((j - width // 2) ** 2)[None, :]
+        return keep(distance, min(shape))
+
     rows, columns = torch.arange(height), torch.arange(width // 2 + 1)
+    if height % 2 == width % 2 == 0:
+        return weights(rows, columns)
+    return (weights(rows, columns) + weights(-rows % height, -columns % width)) / 2
 
-    def distance(i: Tensor, j: Tensor) -> Tensor:
-        return ((i - height // 2) ** 2)[:, None] + ((j - width // 2) ** 2)[None, :]
 
-    side = min(height, width)
-    weights = (keep(distance(rows, columns), side) + keep(distance(-rows % height, -columns % width), side)) / 2
-    spectrum = torch.fft.rfft2(delta.float())
-    result: Tensor = torch.fft.irfft2(spectrum.mul_(weights.to(delta.device)), s=(height, width))
+def filtered(delta: Tensor, weights: Tensor | None) -> Tensor:
+    """Return ``Re ifft2(w fft2(delta))`` of a matrix (H, W) in fp32; without weights, ``delta`` itself."""
+    if weights is None:
+        return delta
+    spectrum = torch.fft.rfft2(delta.float()).mul_(weights.to(delta.device))
+    result: Tensor = torch.fft.irfft2(spectrum, s=delta.shape)
     return result
 
 
@@ -155,17 +168,18 @@ def _shared(stack: Stack, unit: Callable[[str], Tensor], lam: float) -> Merged:
 
 
 def _weighted_sum(stack: Stack, name: str, factors: Sequence[float]) -> Tensor:
-    total = torch.zeros(())
-    for factor, delta in zip(factors, stack.deltas(name), strict=True):
-        total = total + factor * delta
+    deltas = stack.deltas(name)
+    total = factors[0] * next(deltas)
+    for factor, delta in zip(factors[1:], deltas, strict=True):
+        total.add_(delta, alpha=factor)
     return total
 
 
-def _magnitudes(stack: Stack, name: str, keep: Keep) -> list[float]:
+def _magnitudes(stack: Stack, name: str, weights: Tensor | None) -> list[float]:
     """Return every task's mean|v_k| of one tensor, v_k its filtered delta; 0 where only rounding is left of it."""
     means = []
     for delta in stack.deltas(name):
-        mean = _mean(filtered(delta, keep))
+        mean = _mean(filtered(delta, weights))
         means.append(mean if mean > NOISE * _mean(delta) else 0.0)
     return means
 
@@ -184,12 +198,12 @@ def _expert_scales(stack: Stack, keep: Keep, align: bool, share: float) -> list[
     widest = max(_width(stack, name) for name in stack.names)
     if not int(share * widest):
         raise MethodError(
-            f"free_merging: experts is {share!r}, which keeps int({share!r} * {widest}) = 0 entries of the widest row; "
-            f"expected at least {1 / widest:.2g}, or 0 for no experts."
+            f"free_merging: expert_share is {share!r}, which keeps int({share!r} * {widest}) = 0 entries of the widest "
+            f"row; expected at least {1 / widest:.2g}, or 0 for no experts."
         )
     whole, kept = [0.0] * len(stack.tasks), [0.0] * len(stack.tasks)
     for name in stack.watch(stack.names, "weighing experts"):
-        magnitudes = _magnitudes(stack, name, keep)
+        magnitudes = _magnitudes(stack, name, half_spectrum(_shape(stack, name), keep))
         factors = _alignment(magnitudes) if align else [1.0] * len(magnitudes)
         for k, delta in enumerate(stack.deltas(name)):
             whole[k] += factors[k] * magnitudes[k]
@@ -203,9 +217,13 @@ def _expert(stack: Stack, name: str, k: int, share: float) -> Tensor:
     return sparse(delta, share)
 
 
+def _shape(stack: Stack, name: str) -> Sequence[int]:
+    """Return (d_out, d_in) of a layer, or the shape of a whole tensor."""
+    if name in stack.layers:
+        return stack.layers[name][0].d_out, stack.layers[name][0].d_in
+    return stack.whole[name][0].shape
+
+
 def _width(stack: Stack, name: str) -> int:
     """Return the length of a row: d_in of a layer, the last size of a whole tensor."""
-    if name in stack.layers:
-        return stack.layers[name][0].d_in
-    shape = stack.whole[name][0].shape
-    return shape[-1] if shape else 0
+    return [0, *_shape(stack, name)][-1]

@@ -122,7 +122,7 @@ def k_means(features: Tensor, start: Tensor) -> Tensor:
         start: (k,) places of the first centroids among the features.
     """
     gram = features @ features.T
-    weights = torch.nn.functional.one_hot(start, len(features)).to(
+    weights = torch.nn.functional.one_hot(start.to(features.device), len(features)).to(
         features.dtype
     )  # (k, n): centroid = weights @ features
     for done in range(1, ROUNDS + 1):
