@@ -10,12 +10,14 @@ from rich.table import Table
 
 from nscmerge.methods import METHODS
 
+_COMMON = "Every method also takes rank and energy, which cut its result to low-rank factors."
+
 
 def methods_table() -> Table:
     """Return one row per method and variant: name, what it returns, options with defaults, source."""
-    table = Table(title="Closed-form merging methods", show_lines=True)
+    table = Table(title="Closed-form merging methods", caption=_COMMON, show_lines=True)
     for column in ("method", "variant", "returns", "options", "source"):
-        table.add_column(column, overflow="fold")
+        table.add_column(column, overflow="fold", no_wrap=column in ("method", "variant"))
     for name, method in METHODS.items():
         for variant, function in method.variants.items():
             options = "\n".join(f"{key} = {value!r}" for key, value in method.options(variant).items())
