@@ -84,8 +84,10 @@ class TensorWriter:
         """Write a tensor that comes in ``blocks``, which give its entries in order.
 
         Raises:
-            AdapterError: The blocks hold too few or too many entries; what was written does not read back equal.
+            AdapterError: The tensor is there already, its blocks do not fill it, or it does not read back equal.
         """
+        if name in self._entries:
+            raise AdapterError(f"{self.path.name}: '{name}' comes twice; a file holds every tensor once.")
         begin = self.size
         for block in blocks:
             self._write(name, block.to(dtype))
@@ -143,8 +145,8 @@ class ShardWriter:
     def __init__(self, folder: Path, stem: str, names: Sequence[str], limit: int = SHARD_BYTES) -> None:
         self._folder, self._stem, self._names, self._limit = folder, stem, names, limit
         self._shard: TensorWriter | None = None
-        self._contents: list[list[str]] = []
-        self._total = 0
+        self._places: dict[str, int] = {}
+        self._count = self._total = 0
 
     def __enter__(self) -> ShardWriter:
         return self
@@ -161,16 +163,18 @@ class ShardWriter:
         """Write one tensor, in its own dtype, and begin a new shard before it where it would not fit.
 
         Raises:
-            AdapterError: It does not read back as it was written.
+            AdapterError: It is there already, or does not read back as it was written.
         """
+        if name in self._places:
+            raise AdapterError(f"{self._stem}: '{name}' comes twice; a tensor has one place.")
         if self._shard is not None and self._shard.size + tensor.nbytes > self._limit:
             self._shard.__exit__(None, None, None)
             self._shard = None
         if self._shard is None:
-            self._contents.append([])
-            self._shard = TensorWriter(self._path(len(self._contents)), self._names)
+            self._count += 1
+            self._shard = TensorWriter(self._path(self._count), self._names)
         self._shard.add(name, tensor.dtype, tensor.shape, [tensor])
-        self._contents[-1].append(name)
+        self._places[name] = self._count
         self._total += tensor.nbytes
 
     def _path(self, number: int) -> Path:
@@ -178,17 +182,15 @@ class ShardWriter:
 
     def _name(self) -> None:
         """Give the shards their names, which say how many there are, and write the index."""
-        count = len(self._contents)
-        if count == 1:
+        if self._count == 1:
             self._path(1).rename(self._folder / f"{self._stem}.safetensors")
-        if count < 2:
+        if self._count < 2:
             return
-        places: dict[str, str] = {}
-        for number, names in enumerate(self._contents, 1):
-            file = f"{self._stem}-{number:05d}-of-{count:05d}.safetensors"
+        files = {n: f"{self._stem}-{n:05d}-of-{self._count:05d}.safetensors" for n in range(1, self._count + 1)}
+        for number, file in files.items():
             self._path(number).rename(self._folder / file)
-            places |= dict.fromkeys(names, file)
-        index = {"metadata": {"total_size": self._total}, "weight_map": dict(sorted(places.items()))}
+        places = {name: files[number] for name, number in sorted(self._places.items())}
+        index = {"metadata": {"total_size": self._total}, "weight_map": places}
         path = self._folder / f"{self._stem}.safetensors.index.json"
         path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
