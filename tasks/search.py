@@ -123,9 +123,10 @@ class Loss(_Labelled):
         self.means = nn.ModuleList(MeanMetric(nan_strategy="disable") for _ in self.names)
 
     def count(self, number: int, prediction: Tensor, target: Tensor) -> None:
-        """Add the loss of a batch, weighted by its samples."""
-        task = self.tasks[number]
-        self.means[number].update(task.loss(prediction, target).detach(), len(target))  # type: ignore[operator]
+        """Add the loss of a batch, once for each of its samples."""
+        loss = self.tasks[number].loss(prediction, target).detach()  # type: ignore[operator]
+        # Not by weight: torchmetrics forgets weights where it does not look for NaN, and a NaN must show.
+        self.means[number].update(loss.expand(len(target)))  # type: ignore[operator]
 
     def compute(self) -> dict[str, TaskValues]:
         """Return the mean loss per sample of every task, in the task's own unit."""

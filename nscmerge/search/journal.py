@@ -7,6 +7,7 @@ import math
 import os
 from pathlib import Path
 
+from nscmerge.errors import ConfigError
 from nscmerge.search.criterion import TaskValues
 
 #: ``{curve suffix: {task: value}}`` of one candidate.
@@ -21,6 +22,9 @@ class Journal:
 
     Args:
         path: Working file; None keeps everything in memory.
+
+    Raises:
+        ConfigError: The file holds something else.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -35,10 +39,16 @@ class Journal:
         whole, _, torn = text.rpartition("\n")
         if torn:
             os.truncate(path, len((whole + "\n").encode()) if whole else 0)
-        for line in whole.splitlines():
-            entry = json.loads(line)
-            curves = {c: {t: float(v) for t, v in tasks.items()} for c, tasks in entry["curves"].items()}
-            self._found[entry["key"], entry["lam"]] = curves
+        for number, line in enumerate(whole.splitlines(), start=1):
+            try:
+                entry = json.loads(line)
+                curves = {c: {t: float(v) for t, v in tasks.items()} for c, tasks in entry["curves"].items()}
+                self._found[entry["key"], entry["lam"]] = curves
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise ConfigError(
+                    f"{path}, line {number}, is no finished candidate ({type(error).__name__}: {error}). Delete that "
+                    "line, or the file to start anew."
+                ) from error
 
     def get(self, key: str, lam: float) -> Measured | None:
         """Return what was measured, or None."""

@@ -81,7 +81,7 @@ class NullSpaceRatio(Criterion):
             for task, expert in experts.items()
         }
         self._tasks = list(experts)
-        # A plain list to index by number; the module list is what moves them to the device.
+        # A NaN must show, hence "disable". A plain list to index by number; the module list moves them to the device.
         self._means = [[MeanMetric(nan_strategy="disable") for _ in experts] for _ in self.readings]
         self.metrics = nn.ModuleList(nn.ModuleList(means) for means in self._means)
 
@@ -103,7 +103,7 @@ class NullSpaceRatio(Criterion):
                     bases[target] = Basis(rows, torch.zeros(len(rows), dtype=torch.long, device=rows.device))
             owner = torch.zeros(size, dtype=torch.long, device=rows.device)
             omega = sample_ratios(captured, owner, bases, group.mask, ratio=residual_ratio)
-            means[self._tasks.index(task)].update(omega.mean(), size)
+            means[self._tasks.index(task)].update(omega)
 
     def compute(self) -> dict[str, TaskValues]:
         """Return the mean ratio over samples, in [0, 1], per reading and task."""
