@@ -1,9 +1,9 @@
 """Learned merges over objectives, learning rates, step counts, start values and seeds: which choice is robust?
 
 Every cell of the grid is one fit at a constant learning rate, saved after each of the step counts; the seed says which
-unlabelled samples are drawn and in which order. All saved merges are scored on the held-out samples of all tasks. A
-finished fit is one line of ``OUTPUT/results.jsonl`` and is not done again; an interrupted one is. Tables follow from
-that file: ``OUTPUT/table.md`` and ``OUTPUT/table.csv``.
+unlabelled samples are drawn and in which order. All saved merges (``OUTPUT/merges``) are scored on the held-out samples
+of all tasks. A scored fit is one line of ``OUTPUT/results.jsonl`` and is not done again; an interrupted one is. Tables
+follow from that file: ``OUTPUT/table.md`` and ``OUTPUT/table.csv``.
 
     python benchmarks/learned_merges.py --config benchmarks/learned_merges.yaml
     python benchmarks/learned_merges.py --config benchmarks/learned_merges.yaml --grid.seeds '[0]' --threads 2
@@ -15,8 +15,9 @@ import json
 import logging
 import os
 import warnings
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -72,19 +73,24 @@ def main(output: Path, suite: Suite, grid: Grid, threads: int = 1) -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning.*")
     results, console = output / "results.jsonl", Console()
+    wanted = {str(step) for step in grid.steps}
     done = {
-        (line["objective"], line["start"], line["lr"], line["seed"])
+        Cell(*(line[key] for key in Cell.__match_args__))
         for line in read_lines(results)
-        if {str(step) for step in grid.steps} <= line["scores"].keys()
+        if wanted <= line["scores"].keys()
     }
-    missing = [c for c in grid.cells() if (c.objective, c.start, c.lr, c.seed) not in done]
+    missing = [cell for cell in grid.cells() if cell not in done]
     console.print(f"{len(missing)} of {len(grid.cells())} fits to do; the others are in {results}")
     with Progress(*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn()) as progress:
         for cell in progress.track(missing, description="fits"):
-            line = suite.learn(cell, grid.objectives[cell.objective], grid.steps)
-            append(results, line)
-            found = {step: sum(s.values()) / len(s) for step, s in line["scores"].items()}
-            progress.console.print(cell, {step: round(mean, 1) for step, mean in found.items()}, line["seconds"])
+            merges = {str(step): output / "merges" / cell.name / str(step) for step in grid.steps}
+            seconds = 0.0
+            if not all(folder.is_dir() for folder in merges.values()):
+                seconds = suite.learn(cell, grid.objectives[cell.objective], grid.steps, output / "merges" / cell.name)
+            scores = suite.scores(merges)
+            append(results, {**asdict(cell), "scores": scores, "expert": suite.expert_values(), "seconds": seconds})
+            found = {step: round(fmean(values.values()), 1) for step, values in scores.items()}
+            progress.console.print(cell.name, found, f"{seconds:.0f} s")
     table = rows(read_lines(results))
     for suffix, text in {"md": as_markdown(table), "csv": as_csv(table)}.items():
         (output / f"table.{suffix}").write_text(text, encoding="utf-8")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,9 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch import nn
+from torch.utils.data import DataLoader, Subset
 
+from datamodules.base import Sample, evaluation_loader
 from datamodules.joint import JointDataModule
 from nscmerge import MergeModule
 from nscmerge.base_model import load_base_model, resolve_source
@@ -38,6 +39,11 @@ class Cell:
     lr: float
     seed: int
 
+    @property
+    def name(self) -> str:
+        """Folder name."""
+        return f"{self.objective}_start{self.start:.3g}_lr{self.lr:g}_seed{self.seed}"
+
 
 class Part(Benchmark):
     """Scores the experts alone, or the merges alone: what never changes need not be measured again."""
@@ -59,6 +65,27 @@ class Part(Benchmark):
         }
 
 
+class EveryNth(JointDataModule):
+    """The joint data with every n-th held-out sample only: a test costs a share, lengths and classes stay mixed.
+
+    Args:
+        every: n; 1 is all of them.
+        options: As for :class:`JointDataModule`.
+    """
+
+    def __init__(self, *args: Any, every: int = 1, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.every = every
+
+    def test_dataloader(self) -> list[DataLoader[Sample]]:
+        """Return one labelled loader per task."""
+        held_out = [data.dataset("test") for data in self.tasks.values()]
+        return [
+            evaluation_loader(Subset(d, range(0, len(d), self.every)), self.test_batch_size)  # type: ignore[arg-type]
+            for d in held_out
+        ]
+
+
 class Unwatched(MergeModule):
     """A merge in the making without tables and curves."""
 
@@ -76,7 +103,18 @@ class Snapshots(Callback):
     def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: Any, *_: Any) -> None:
         """Write, if this is one of the steps."""
         if trainer.global_step in self.steps:
-            pl_module.update().save(self.folder / str(trainer.global_step))
+            self._write(trainer.global_step, pl_module)
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        """Write the steps that were not needed: an objective that ended the fit leaves the merge as it is."""
+        for step in self.steps:
+            if step > trainer.global_step:
+                self._write(step, pl_module)
+
+    def _write(self, step: int, module: MergeModule) -> None:
+        folder = self.folder / str(step)
+        if not folder.exists():  # from an interrupted study
+            module.update().save(folder)
 
 
 class Suite:
@@ -105,34 +143,9 @@ class Suite:
         # By choice of targets: the experts do not change, so neither do their ratios.
         self._anchors: dict[str, Anchors] = {}
 
-    def learn(self, cell: Cell, objective: Objective, steps: Sequence[int]) -> dict[str, Any]:
-        """Return one line of results: what the merge of ``cell`` scores after each number of ``steps``, in percent."""
-        with tempfile.TemporaryDirectory() as folder:
-            started = time.perf_counter()
-            module = self._fit(cell, objective, steps, Path(folder))
-            fitted = time.perf_counter()
-            merges = {str(step): Path(folder) / str(step) for step in steps if (Path(folder) / str(step)).is_dir()}
-            values = self._score(merges)
-        seconds = {"fit": round(fitted - started, 1), "score": round(time.perf_counter() - fitted, 1)}
-        lam = module.coefficients.matrix()
-        return {
-            **cell.__dict__,
-            "options": module.objective.options(),
-            "batch_size": self.data.batch_size,
-            "ended": module.trainer.global_step,
-            "lambda_mean": [round(float(v), 4) for v in lam.mean(0)],
-            "scores": {step: self._percent(scores) for step, scores in values.items()},
-            "expert": self.expert_values(),
-            "seconds": seconds,
-        }
-
-    def expert_values(self) -> Scores:
-        """Return every expert's primary metric on its own test samples, measured once."""
-        if self._expert_values is None:
-            (self._expert_values,) = self._score().values()
-        return self._expert_values
-
-    def _fit(self, cell: Cell, objective: Objective, steps: Sequence[int], folder: Path) -> MergeModule:
+    def learn(self, cell: Cell, objective: Objective, steps: Sequence[int], folder: Path) -> float:
+        """Learn the merge of ``cell`` and write it to ``folder/STEP`` after each of ``steps``; seconds that it took."""
+        started = time.perf_counter()
         self.data.seed = cell.seed
         objective = copy.deepcopy(objective)
         if isinstance(objective, AnchoredNSC):
@@ -145,19 +158,29 @@ class Suite:
             optimizer=partial(torch.optim.AdamW, lr=cell.lr),
         )
         self._trainer(max_steps=max(steps), callbacks=[Snapshots(folder, steps)]).fit(module, self.data)
-        return module
+        return time.perf_counter() - started
+
+    def scores(self, merges: Mapping[str, Path]) -> dict[str, Scores]:
+        """Return the score of every merge on every task, in percent of the task's own expert."""
+        expert = self.expert_values()
+        return {
+            merge: {
+                name: normalized_score(values[name], expert[name], task.higher_is_better)
+                for name, task in self.tasks.items()
+            }
+            for merge, values in self._score(merges).items()
+        }
+
+    def expert_values(self) -> Scores:
+        """Return every expert's primary metric on its own test samples, measured once."""
+        if self._expert_values is None:
+            (self._expert_values,) = self._score().values()
+        return self._expert_values
 
     def _score(self, merges: Mapping[str, Path] | None = None) -> dict[str, Scores]:
         benchmark = Part(copy.deepcopy(self.base), self.tasks, dict(self.experts), merges=merges)
         self._trainer().test(benchmark, self.data, verbose=False)
         return benchmark.values
-
-    def _percent(self, values: Scores) -> Scores:
-        expert = self.expert_values()
-        return {
-            name: normalized_score(values[name], expert[name], task.higher_is_better)
-            for name, task in self.tasks.items()
-        }
 
     def _trainer(self, **options: Any) -> lightning.Trainer:
         return lightning.Trainer(

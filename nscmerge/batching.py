@@ -28,7 +28,7 @@ class Group:
     rows: dict[str, slice]
     mask: Tensor | None
 
-    def part(self, rows: slice) -> dict[str, Tensor]:
+    def part(self, rows: slice | Tensor) -> dict[str, Tensor]:
         """Return the inputs of some rows, without the tokens at either end that are padding in all of them."""
         inputs = {name: value[rows] for name, value in self.inputs.items()}
         if self.mask is None or not (valid := self.mask[rows].any(0)).any():
@@ -52,6 +52,18 @@ def fuse(batch: Mapping[str, Inputs]) -> list[Group]:
     for task, inputs in batch.items():
         groups.setdefault(_signature(task, inputs), {})[task] = inputs
     return [_fuse_group(group) for group in groups.values()]
+
+
+def by_length(group: Group, buckets: int) -> list[tuple[Tensor, dict[str, Tensor]]]:
+    """Return ``(rows, inputs)`` of at most ``buckets`` nearly equal parts, short samples first, common padding cut off.
+
+    ``rows`` is int64 on the CPU and says which rows of the group a part holds. One part is the whole group, in order.
+    """
+    size = len(next(iter(group.inputs.values())))
+    if buckets == 1 or group.mask is None:
+        return [(torch.arange(size), group.inputs)]
+    order = group.mask.sum(1).argsort(stable=True).cpu()
+    return [(rows, group.part(rows)) for rows in order.tensor_split(min(buckets, size))]
 
 
 def _signature(task: str, inputs: Inputs) -> tuple[object, ...]:

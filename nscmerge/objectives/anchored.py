@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -39,6 +38,7 @@ class AnchoredNSC(NSC):
             0.9 at about the last ten, 1 at all samples seen.
         stop: End the fit once the mean gap (its size; for ``hinge`` its value) of every task that any coefficient can
             move is at most this, after 1 / (1 - memory) steps at least. Needs ``memory``. None never ends it.
+        buckets: As for :class:`NSC`.
 
     Raises:
         ConfigError: ``memory`` or ``stop`` is out of range, or ``stop`` comes without ``memory``.
@@ -54,8 +54,9 @@ class AnchoredNSC(NSC):
         penalty: Penalty = "hinge",
         memory: float = 0.0,
         stop: float | None = None,
+        buckets: int = 1,
     ) -> None:
-        super().__init__(blocks, projections)
+        super().__init__(blocks, projections, buckets=buckets)
         if not 0 <= memory <= 1:
             raise ConfigError(f"memory is {memory}; it is a weight in [0, 1], 0 for the batch alone.")
         if stop is not None and not stop >= 0:
@@ -66,20 +67,16 @@ class AnchoredNSC(NSC):
         self.anchors = Anchors()
         #: By task: remembered sum of gaps over samples, remembered number of samples, number of steps.
         self._sums: dict[str, tuple[float, float, int]] = {}
-        self._movable: set[str] = set()
 
     def options(self) -> dict[str, Any]:
         """Return the choice of targets, the penalty's options, and where every task stands."""
         options = super().options() | {"penalty": self.penalty, "memory": self.memory, "stop": self.stop}
-        unmovable = [task for task in self._sums if task not in self._movable]
-        return options | {"mean_gap": {task: self.mean_gap(task) for task in self._sums}, "unmovable": unmovable}
+        return options | {"mean_gap": {task: self.mean_gap(task) for task in self._sums}, "movable": self._movable()}
 
     def losses(self, merged: MergedModel, group: Group) -> dict[str, Tensor]:
         """Return ``{task: penalty}`` with gradient; counts the group's gaps, over all processes, into their means."""
         anchors = self._expert_samples(merged, group, training_ratio)
-        captured = merged.capture(group.inputs, self.targets)
-        samples = self._samples(captured, group, training_ratio)
-        self._movable.update(task for task in group.rows if self._has_gradient(task, captured))
+        samples = self.samples(merged, group, training_ratio)
         gaps = (samples.detach() - anchors).double()
         self._count(group, gaps)
         return {task: self._penalised(samples[rows].mean(), self.mean_gap(task)) for task, rows in group.rows.items()}
@@ -88,7 +85,7 @@ class AnchoredNSC(NSC):
     def report(self, merged: MergedModel, group: Group) -> dict[str, Tensor]:
         """Return ``{task: gap}`` of the ratios in the reported form, without floor."""
         anchors = self._expert_samples(merged, group, residual_ratio)
-        samples = self._samples(merged.capture(group.inputs, self.targets), group, residual_ratio)
+        samples = self.samples(merged, group, residual_ratio)
         return {task: (samples[rows] - anchors[rows]).mean() for task, rows in group.rows.items()}
 
     def mean_gap(self, task: str) -> float:
@@ -98,25 +95,24 @@ class AnchoredNSC(NSC):
 
     def finished(self) -> str | None:
         """Return why the fit should end now: every task that can be moved is where its expert is."""
-        if self.stop is None or not self._movable:
+        if self.stop is None or not (movable := self._movable()):
             return None
-        at = {task: self.mean_gap(task) for task in self._sums if task in self._movable}
-        steps = min(self._sums[task][2] for task in at)
-        if steps * (1 - self.memory) < 1 or any(self._distance(gap) > self.stop for gap in at.values()):
+        steps = min(self._sums[task][2] for task in movable)
+        if steps * (1 - self.memory) < 1 or any(self._distance(self.mean_gap(task)) > self.stop for task in movable):
             return None
-        fixed = [task for task in self._sums if task not in self._movable]
-        return f"{', '.join(at)} are at their experts' ratio within {self.stop}" + (
+        fixed = [task for task in self._sums if task not in movable]
+        return f"{', '.join(movable)} are at their experts' ratio within {self.stop}" + (
             f"; no coefficient moves the ratio of {', '.join(fixed)}" if fixed else ""
         )
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return what a resumed fit needs to go on exactly: the experts' ratios so far, and the mean gaps."""
-        return {"anchors": self.anchors.state(), "sums": dict(self._sums), "movable": sorted(self._movable)}
+        return {"anchors": self.anchors.state(), "sums": dict(self._sums), "live": sorted(self._live)}
 
     def set_extra_state(self, state: Any) -> None:
         """Take over what :meth:`get_extra_state` returned."""
         self.anchors.load(state["anchors"])
-        self._sums, self._movable = dict(state["sums"]), set(state["movable"])
+        self._sums, self._live = dict(state["sums"]), set(state["live"])
 
     def _distance(self, gap: float) -> float:
         return gap if self.penalty == "hinge" else abs(gap)
@@ -145,10 +141,10 @@ class AnchoredNSC(NSC):
                 old, samples, steps = self._sums.get(task, (0.0, 0.0, 0))
                 self._sums[task] = (self.memory * old + total, self.memory * samples + count, steps + 1)
 
-    def _has_gradient(self, task: str, captured: Mapping[str, Tensor]) -> bool:
-        """Whether any coefficient lies before some target layer of ``task``."""
-        k = self._tasks.index(task)
-        return any(captured[t].requires_grad and k in self._owners[i] for i, t in enumerate(self.targets))
+    def _movable(self) -> list[str]:
+        """Tasks met so far whose ratio depends on some coefficient: one of their targets lies behind it."""
+        owners = {k for i, t in enumerate(self.targets) if t in self._live for k in self._owners[i].tolist()}
+        return [task for task in self._sums if self._tasks.index(task) in owners]
 
     @torch.no_grad()
     def _expert_samples(self, merged: MergedModel, group: Group, ratio: Ratio) -> Tensor:
@@ -159,8 +155,7 @@ class AnchoredNSC(NSC):
             if new := [i for i, key in enumerate(keys) if key not in self.anchors]:
                 part = samples_of(group, task, [rows.start + i for i in new])
                 with merged.alone(self._tasks.index(task)):
-                    captured = merged.capture(part.inputs, self.targets)
-                values = self._samples(captured, part, ratio).tolist()
+                    values = self.samples(merged, part, ratio).tolist()
                 self.anchors.update({keys[i]: value for i, value in zip(new, values, strict=True)})
             found += [self.anchors[key] for key in keys]
         device = next(iter(group.inputs.values())).device

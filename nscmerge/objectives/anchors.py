@@ -77,5 +77,5 @@ def sample_keys(group: Group, task: str, what: str) -> list[int]:
 
 def samples_of(group: Group, task: str, rows: Sequence[int]) -> Group:
     """Return a group of some ``rows`` of ``group``, all of ``task``."""
-    (part,) = fuse({task: {name: value[list(rows)] for name, value in group.inputs.items()}})
+    (part,) = fuse({task: group.part(torch.tensor(rows))})
     return part

@@ -8,8 +8,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from nscmerge.batching import Group
-from nscmerge.errors import TargetError
+from nscmerge.batching import MASK, Group, by_length
+from nscmerge.errors import ConfigError, TargetError
 from nscmerge.factors import LowRank
 from nscmerge.geometry import residual_ratio, row_space, token_mean, training_ratio
 from nscmerge.merged_linear import MergedModel
@@ -79,6 +79,8 @@ class NSC(Objective):
         blocks: Blocks whose layers are targets: ``last_quarter``, a number of last blocks, or a list of indices.
         projections: Exact projection names; None takes the attention's output projection, else the value projection.
         reduction: Mean over tokens per sample and then over samples, or over all tokens pooled (spec 3.3).
+        buckets: Run a step's samples, sorted by length, in so many passes instead of one. Same numbers within rounding;
+            on a CPU less time where lengths differ, as padding is computed, too.
     """
 
     def __init__(
@@ -86,11 +88,17 @@ class NSC(Objective):
         blocks: Blocks = "last_quarter",
         projections: list[str] | None = None,
         reduction: Literal["sample", "flat"] = "sample",
+        buckets: int = 1,
     ) -> None:
         super().__init__()
-        self.blocks, self.projections, self.reduction = blocks, projections, reduction
+        if buckets < 1:
+            raise ConfigError(f"buckets is {buckets}; a step takes one pass at least.")
+        if buckets > 1 and reduction == "flat":
+            raise ConfigError("buckets needs reduction 'sample': pooled tokens are weighed over a whole batch.")
+        self.blocks, self.projections, self.reduction, self.buckets = blocks, projections, reduction, buckets
         self.targets: list[str] = []
         self._tasks: list[str] = []
+        self._live: set[str] = set()  # targets that lie behind some coefficient, as far as seen
         # Parameters, not buffers: DDP broadcasts buffers before every forward pass.
         self._rows, self._owners = nn.ParameterList(), nn.ParameterList()
 
@@ -122,31 +130,37 @@ class NSC(Objective):
             "blocks": self.blocks,
             "projections": self.projections,
             "reduction": self.reduction,
+            "buckets": self.buckets,
             "targets": self.targets,
         }
 
     def losses(self, merged: MergedModel, group: Group) -> dict[str, Tensor]:
         """Return ``{task: Omega}`` with gradient from one truncated forward pass over the fused group."""
-        captured = merged.capture(group.inputs, self.targets)
-        return self._means(captured, group, training_ratio)
+        samples = self.samples(merged, group, training_ratio)
+        return {task: samples[rows].mean() for task, rows in group.rows.items()}
 
     @torch.no_grad()
     def report(self, merged: MergedModel, group: Group) -> dict[str, Tensor]:
         """Return ``{task: Omega}`` in the reported form, without floor."""
-        captured = merged.capture(group.inputs, self.targets)
-        return self._means(captured, group, residual_ratio)
-
-    def _means(self, captured: Mapping[str, Tensor], group: Group, ratio: Ratio) -> dict[str, Tensor]:
-        samples = self._samples(captured, group, ratio)
+        samples = self.samples(merged, group, residual_ratio)
         return {task: samples[rows].mean() for task, rows in group.rows.items()}
 
-    def _samples(self, captured: Mapping[str, Tensor], group: Group, ratio: Ratio) -> Tensor:
-        """Omega of every sample of the group for its own task's adapter, (N,)."""
-        device = next(iter(captured.values())).device
-        sizes = [(self._tasks.index(task), rows.stop - rows.start) for task, rows in group.rows.items()]
-        row_task = torch.tensor([k for k, size in sizes for _ in range(size)], device=device)
+    def samples(self, merged: MergedModel, group: Group, ratio: Ratio) -> Tensor:
+        """Return Omega of every sample of the group for its own task's adapter, (N,), by truncated forward passes."""
+        row_task = torch.cat(
+            [torch.full((rows.stop - rows.start,), self._tasks.index(task)) for task, rows in group.rows.items()]
+        )
         bases = {t: Basis(self._rows[i], self._owners[i]) for i, t in enumerate(self.targets)}
-        return sample_ratios(captured, row_task, bases, group.mask, reduction=self.reduction, ratio=ratio)
+        found, order = [], []
+        for rows, inputs in by_length(group, self.buckets):
+            captured = merged.capture(inputs, self.targets)
+            self._live.update(target for target, z in captured.items() if z.requires_grad)
+            device = next(iter(captured.values())).device
+            own = row_task[rows].to(device)
+            mask = inputs[MASK].bool() if group.mask is not None else None
+            found.append(sample_ratios(captured, own, bases, mask, reduction=self.reduction, ratio=ratio))
+            order.append(rows)
+        return torch.cat(found)[torch.cat(order).argsort()]
 
 
 def _shorten(names: Sequence[str], most: int = 4) -> str:
