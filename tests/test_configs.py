@@ -23,7 +23,7 @@ def parsed(capsys, *args):
 
 @pytest.mark.parametrize("file", FILES)
 def test_parses(file, capsys):
-    command = "test" if "benchmark" in file else "fit"
+    command = next((c for word, c in (("benchmark", "test"), ("search", "search")) if word in file), "fit")
     if file == "data/text6.yaml":
         got = parsed(capsys, command, "--config", str(CONFIGS / PARTS[file]), "--data", str(CONFIGS / file))
         assert list(got["data"]["init_args"]["tasks"]) == list(

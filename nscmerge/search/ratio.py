@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torchmetrics import MeanMetric
 
 from nscmerge.adapters import Adapter
 from nscmerge.batching import fuse
-from nscmerge.errors import TargetError
+from nscmerge.errors import ConfigError, TargetError
 from nscmerge.geometry import residual_ratio, row_space
 from nscmerge.objectives.nsc import Basis, sample_ratios
 from nscmerge.search.criterion import Criterion, TaskValues
@@ -42,6 +43,10 @@ class NullSpaceRatio(Criterion):
         blocks: As in :class:`Reading`.
         projections: As in :class:`Reading`.
         also: Further choices of layers by curve name, read from the same forward passes.
+        batches: Read so many of the data module's label-free validation batches; None reads all.
+
+    Raises:
+        ConfigError: ``batches`` is below 1.
     """
 
     def __init__(
@@ -49,8 +54,12 @@ class NullSpaceRatio(Criterion):
         blocks: Blocks = "last_quarter",
         projections: list[str] | None = None,
         also: dict[str, Reading] | None = None,
+        batches: int | None = None,
     ) -> None:
         super().__init__()
+        if batches is not None and batches < 1:
+            raise ConfigError(f"batches is {batches}; expected at least 1, or null for all.")
+        self.most = batches
         self.readings = {"": Reading(blocks, projections), **(also or {})}
         self.targets: dict[str, list[str]] = {}
 
@@ -87,7 +96,7 @@ class NullSpaceRatio(Criterion):
 
     def batches(self, data: LightningDataModule) -> Iterator[tuple[str, dict[str, Tensor]]]:
         """Yield the label-free validation batches task by task: a merge may keep weights per task."""
-        for batch in data.val_dataloader():
+        for batch in islice(data.val_dataloader(), self.most):
             yield from batch.items()
 
     def update(self, model: nn.Module, task: str, batch: Mapping[str, Tensor]) -> None:
@@ -116,6 +125,7 @@ class NullSpaceRatio(Criterion):
         """Return the readings and the layers that came of them."""
         return {
             "readings": {curve: asdict(reading) for curve, reading in self.readings.items()},
+            "batches": self.most,
             "targets": self.targets,
         }
 
