@@ -148,8 +148,8 @@ def _estimates(report: Report) -> Iterator[RenderableType]:
         _add(table, e.method, result, _seconds(e.seconds), _bytes(e.memory), _bytes(e.disk))
     yield table
     yield _caption(
-        "LoRA layers only; one thread, at the speed that this machine has now. Memory at the peak, beside some 0.4 GB for the "
-        "program itself; disk of the output in fp32."
+        "LoRA layers only; one thread, at the speed that this machine has now. Memory at the peak, beside some 0.4 GB "
+        "for the program itself; disk of the output in fp32."
     )
 
 

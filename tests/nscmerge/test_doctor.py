@@ -3,11 +3,14 @@
 import json
 import re
 import shutil
+import warnings
 
 import pytest
 import torch
 
+from nscmerge import merge
 from nscmerge.doctor import KINDS
+from nscmerge.errors import NSCMergeError
 from tests.fakes.bare_folder import LAYERS, PREFIX, add, change, drop, edit, factors, write
 from tests.fakes.examination import codes, look, only
 
@@ -142,6 +145,19 @@ def test_a_fault_is_named_and_the_others_are_examined_all_the_same(three, case):
     assert (facts["a"]["layers"], facts["c"]["ranks"]) == (6, [4])
     assert report.survey.overlaps["a", "c"].layers == 6
     assert json.loads(json.dumps(report.as_dict(), allow_nan=False))["ok"] == report.ok
+
+
+@pytest.mark.parametrize("case", sorted(set(BROKEN) - {"overflow"}))  # factors merge exactly; their product is Inf
+def test_an_error_is_what_merge_refuses_too(three, case):
+    BROKEN[case][0](three[1])
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            merge(three, "task_arithmetic")
+    except NSCMergeError:
+        refused = True
+    else:
+        refused = False
+    assert look(*three).ok is not refused
 
 
 def test_sound_adapters_have_no_findings(three):
