@@ -1,7 +1,7 @@
 """A small merge in a process of its own, so that tests can kill it, resume it, and spread it over processes.
 
 python -m tests.fakes.fit_merge OUT.pt FOLDER [--devices N] [--kill-after STEP] [--resume CHECKPOINT]
-                                [--objective nsc|entropy]
+                                [--objective nsc|entropy|anchored]
 """
 
 import argparse
@@ -16,7 +16,7 @@ from torch import nn
 
 from datamodules.joint import JointDataModule
 from nscmerge import Adapter, LowRank, MergeModule
-from nscmerge.objectives import NSC, Entropy
+from nscmerge.objectives import NSC, AnchoredNSC, Entropy
 from tasks.classification import TextClassification
 from tests.fakes.text_tasks import WIDTH, FakeTextDataModule, tiny_bert
 
@@ -55,7 +55,11 @@ def heads() -> dict[str, TextClassification]:
     return tasks
 
 
-OBJECTIVES = {"nsc": lambda: NSC(blocks=1), "entropy": lambda: Entropy(heads())}
+OBJECTIVES = {
+    "nsc": lambda: NSC(blocks=1),
+    "entropy": lambda: Entropy(heads()),
+    "anchored": lambda: AnchoredNSC(blocks=1, penalty="squared", memory=0.9),
+}
 
 
 def data(batch_size: int = 4) -> JointDataModule:
