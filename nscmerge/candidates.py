@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from nscmerge.adapters import Adapter
 from nscmerge.base_model import resolve_source
 from nscmerge.errors import AdapterError
 from nscmerge.factors import LowRank
+from nscmerge.lazy import Lazy
 from nscmerge.merging import merge
 from nscmerge.surgery import resolve_layer
-from nscmerge.update import Update, load_update
+from nscmerge.update import Update, Weights, load_update
 
-Layers = dict[str, LowRank | Tensor]
+#: Updates of linear layers by name; dense ones may be computed when asked for.
+Layers = Weights
 
 
 @dataclass(frozen=True)
@@ -70,9 +74,10 @@ def merge_layers(model: nn.Module, update: Update, tasks: Iterable[str], name: s
         )
     found: dict[str | None, Layers] = {}
     for task in tasks:
-        own = update.per_task[task]
-        layers: Mapping[str, LowRank | Tensor] = {**update.layers, **{k: v for k, v in own.items() if not _whole(k)}}
-        dense = {**update.dense, **{k: v for k, v in own.items() if _whole(k) and isinstance(v, Tensor)}}
+        names = dict.fromkeys([*update.layers, *update.dense, *update.per_task[task]])
+        whole = [key for key in names if key in update.dense or (key not in update.layers and _whole(key))]
+        layers = Lazy([key for key in names if key not in whole], partial(update.weight, task=task))
+        dense = Lazy(whole, partial(update.weight, task=task))
         found[task] = _linear_layers(model, layers, dense, f"merge '{name}', task '{task}'")
     return found
 
@@ -89,19 +94,24 @@ def _whole(name: str) -> bool:
     return name.endswith((".weight", ".bias"))
 
 
-def _linear_layers(
-    model: nn.Module, layers: Mapping[str, LowRank | Tensor], dense: Mapping[str, Tensor], owner: str
-) -> Layers:
-    """Return ``layers`` with the weights in ``dense`` added under their layer's name."""
-    found: Layers = dict(layers)
-    for tensor_name, delta in dense.items():
-        name = tensor_name.removesuffix(".weight")
-        linear = name != tensor_name and isinstance(model.get_submodule(resolve_layer(model, name, owner)), nn.Linear)
+def _linear_layers(model: nn.Module, layers: Weights, dense: Weights, owner: str) -> Layers:
+    """Return ``layers`` with the weights in ``dense`` added under their layer's name, each computed when asked for."""
+    tensors: dict[str, str] = {}
+    for tensor in dense:
+        name = tensor.removesuffix(".weight")
+        linear = name != tensor and isinstance(model.get_submodule(resolve_layer(model, name, owner)), nn.Linear)
         if not linear:
             raise AdapterError(
-                f"{owner} changes '{tensor_name}', which is not the weight of a linear layer; the benchmark can switch "
+                f"{owner} changes '{tensor}', which is not the weight of a linear layer; the benchmark can switch "
                 "on linear layers only. Apply the update to the base model and test that."
             )
-        low_rank = found.get(name)
-        found[name] = delta + low_rank.dense() if isinstance(low_rank, LowRank) else delta
-    return found
+        tensors[name] = tensor
+
+    def layer(name: str) -> LowRank | Tensor:
+        if name not in tensors:
+            return layers[name]
+        found = [layers[name]] if name in layers else []
+        found.append(dense[tensors[name]])
+        return reduce(torch.add, (w.dense() if isinstance(w, LowRank) else w for w in found))
+
+    return Lazy(list(dict.fromkeys([*layers, *tensors])), layer)

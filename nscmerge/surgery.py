@@ -41,23 +41,31 @@ def linear_layers(
     Raises:
         AdapterError: A layer is missing, is no ``nn.Linear``, or its (d_out, d_in) differs from the update's.
     """
-    found = {}
-    for name, update in layers.items():
-        path = resolve_layer(model, name, owner)
-        linear = model.get_submodule(path)
-        if not isinstance(linear, nn.Linear):
-            raise AdapterError(
-                f"layer '{name}' of '{owner}' is a {type(linear).__name__} in the base model; only nn.Linear layers "
-                "can be run merged. Closed-form merges to disk take the other kinds."
-            )
-        shape = (update.d_out, update.d_in) if isinstance(update, LowRank) else tuple(update.shape)
-        if shape != (expected := (linear.out_features, linear.in_features)):
-            raise AdapterError(
-                f"layer '{name}' of '{owner}' is {shape} (d_out, d_in), the base model's is {expected}; "
-                "the adapter belongs to another base model."
-            )
-        found[name] = (path, linear)
-    return found
+    return {name: linear_layer(model, name, update, owner) for name, update in layers.items()}
+
+
+def linear_layer(
+    model: nn.Module, name: str, update: LowRank | Tensor, owner: str = "adapter"
+) -> tuple[str, nn.Linear]:
+    """Return (path in the model, its nn.Linear) of one layer; the shape is that of its update.
+
+    Raises:
+        AdapterError: As :func:`linear_layers`.
+    """
+    path = resolve_layer(model, name, owner)
+    linear = model.get_submodule(path)
+    if not isinstance(linear, nn.Linear):
+        raise AdapterError(
+            f"layer '{name}' of '{owner}' is a {type(linear).__name__} in the base model; only nn.Linear layers "
+            "can be run merged. Closed-form merges to disk take the other kinds."
+        )
+    shape = (update.d_out, update.d_in) if isinstance(update, LowRank) else tuple(update.shape)
+    if shape != (expected := (linear.out_features, linear.in_features)):
+        raise AdapterError(
+            f"layer '{name}' of '{owner}' is {shape} (d_out, d_in), the base model's is {expected}; "
+            "the adapter belongs to another base model."
+        )
+    return path, linear
 
 
 def replace_module(model: nn.Module, path: str, new: nn.Module) -> None:

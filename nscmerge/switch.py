@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from nscmerge.errors import ConfigError
 from nscmerge.factors import LowRank
-from nscmerge.surgery import linear_layers, replace_module
+from nscmerge.surgery import linear_layer, replace_module
 
 Layers = Mapping[str, LowRank | Tensor]
 
@@ -87,10 +87,12 @@ def attach_switch(model: nn.Module, candidates: Mapping[str, Layers]) -> Switch:
     """
     switched: dict[str, SwitchLinear] = {}
     for candidate, layers in candidates.items():
-        for name, (path, linear) in linear_layers(model, layers, owner=candidate).items():
+        for name in layers:
+            update = layers[name]  # once: dense ones may be computed, or read, when asked for
+            path, linear = linear_layer(model, name, update, owner=candidate)
             if path not in switched:
                 switched[path] = SwitchLinear(linear)
-            switched[path].add(candidate, layers[name])
+            switched[path].add(candidate, update)
     for path, layer in switched.items():
         replace_module(model, path, layer)
     model.eval()
