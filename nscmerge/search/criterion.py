@@ -25,6 +25,8 @@ class Criterion(nn.Module, ABC):
 
     #: Direction of all its curves.
     higher_is_better: bool = False
+    #: Whether a value better than the experts' own is a warning sign rather than a success.
+    expert_bounds: bool = False
     #: Stage that the data module is set up for.
     stage: str = "validate"
 

@@ -46,6 +46,7 @@ class Curve:
         points: By scale, ascending.
         expert: Every task's own expert.
         base: The plain base model, which is scale 0 of any method.
+        expert_bounds: A value better than the experts' own is suspect.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Curve:
     points: Mapping[float, Point]
     expert: Point
     base: Point
+    expert_bounds: bool = False
 
     @property
     def chosen(self) -> float | None:

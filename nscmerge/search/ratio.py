@@ -49,6 +49,8 @@ class NullSpaceRatio(Criterion):
         ConfigError: ``batches`` is below 1.
     """
 
+    expert_bounds = True
+
     def __init__(
         self,
         blocks: Blocks = "last_quarter",

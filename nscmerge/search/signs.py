@@ -18,16 +18,42 @@ def signs(curves: Mapping[str, Curve], grid: Grid, growth: float) -> list[str]:
     """
     found = []
     for name, curve in curves.items():
-        found += [f"{name}: {sign}" for sign in _of_curve(curve, grid, growth)]
-    return found
+        found += [f"{name}: {sign}" for sign in (*_any(curve, grid), *_label_free(curve, growth))]
+    return [*found, *_readings(curves, grid)]
 
 
-def _of_curve(curve: Curve, grid: Grid, growth: float) -> Iterator[str]:
+def _any(curve: Curve, grid: Grid) -> Iterator[str]:
     if curve.non_finite:
         yield f"{curve.non_finite} of {len(curve.points)} values are not finite."
-    if (chosen := curve.chosen) is None:
-        return
     coarse = grid.coarse()
-    for edge, end in ((coarse[0], "start"), (coarse[-1], "stop")):
-        if abs(chosen - edge) < grid.step and chosen in (edge, min(curve.points), max(curve.points)):
-            yield f"the best scale {chosen:g} is at the {end} of the grid; the optimum may lie beyond."
+    # The fine grid may step over an end of the coarse one; what lies beyond has not been looked at either.
+    if (chosen := curve.chosen) is not None and len(coarse) > 1:
+        for outside, end in ((chosen <= coarse[0], "start"), (chosen >= coarse[-1], "stop")):
+            if outside:
+                yield f"the best scale {chosen:g} is at the {end} of the grid; the optimum may lie beyond."
+
+
+def _label_free(curve: Curve, growth: float) -> Iterator[str]:
+    """Signs for criteria that no expert should be beaten by: labels would say whether a merge is good, these do not."""
+    chosen = curve.chosen
+    if chosen is None or not curve.expert_bounds:
+        return
+    value, expert = curve.points[chosen].total, curve.expert.total
+    if value < expert:
+        yield f"at the best scale {chosen:g} it is {value:.4f}, below the experts' own {expert:.4f}."
+    if chosen * growth > 1:
+        yield (
+            f"at the best scale {chosen:g} the merged update is {chosen * growth:.2f} times as large as the mean "
+            "expert's."
+        )
+
+
+def _readings(curves: Mapping[str, Curve], grid: Grid) -> Iterator[str]:
+    """Layer choices of one criterion that disagree by more than two coarse steps."""
+    groups: dict[str, dict[str, float]] = {}
+    for name, curve in curves.items():
+        if curve.chosen is not None:
+            groups.setdefault(name.partition(".")[0], {})[name] = curve.chosen
+    for chosen in groups.values():
+        if max(chosen.values()) - min(chosen.values()) > 2.5 * grid.step:
+            yield f"readings disagree: {', '.join(f'{name} {lam:g}' for name, lam in chosen.items())}."

@@ -16,6 +16,7 @@ from nscmerge.search.curve import Curve, MethodResult, Point
 from nscmerge.search.grid import best_scale
 from nscmerge.search.journal import Journal
 from nscmerge.search.ratio import capture
+from nscmerge.search.signs import signs
 from nscmerge.search.size import growth
 from nscmerge.switch import attach_switch
 from tests.fakes.fit_merge import adapters
@@ -192,6 +193,46 @@ def test_choices_name_the_oracle_as_such():
     assert curve({0.1: math.nan, 0.2: 3.0}).non_finite == 1
 
 
+def ratio(values, expert, name="omega"):
+    points = {lam: Point(value, {"a": value}, {"a": value}) for lam, value in values.items()}
+    return Curve(name, False, points, Point(expert, {}, {}), Point(1.0, {}, {}), expert_bounds=True)
+
+
+class TestSigns:
+    grid = Grid(0.1, 0.9, 0.1, None)
+
+    def found(self, *curves, growth=0.5):
+        return signs({curve.name: curve for curve in curves}, self.grid, growth)
+
+    def test_none_for_a_minimum_inside_the_grid_above_the_experts(self):
+        assert self.found(ratio({0.1: 0.98, 0.5: 0.97, 0.9: 0.99}, expert=0.96)) == []
+
+    def test_ends_of_the_grid(self):
+        start, stop = curve({0.1: 1.0, 0.5: 2.0}), curve({0.5: 3.0, 0.9: 2.0, 0.99: 1.0})
+        assert self.found(start) == [
+            "loss: the best scale 0.1 is at the start of the grid; the optimum may lie beyond."
+        ]
+        assert self.found(stop) == ["loss: the best scale 0.99 is at the stop of the grid; the optimum may lie beyond."]
+
+    def test_label_free_choices_that_beat_the_experts_or_grow_beyond_them(self):
+        below = ratio({0.3: 0.97, 0.5: 0.96}, expert=0.97)
+        assert self.found(below) == ["omega: at the best scale 0.5 it is 0.9600, below the experts' own 0.9700."]
+        assert self.found(below, growth=3.0)[1:] == [
+            "omega: at the best scale 0.5 the merged update is 1.50 times as large as the mean expert's."
+        ]
+        # A loss below the experts' is a success.
+        assert self.found(curve({0.3: 0.9, 0.5: 0.8, 0.6: 0.9}), growth=3.0) == []
+
+    def test_readings_that_disagree(self):
+        one, other = ratio({0.3: 0.98, 0.6: 0.97}, 0.9), ratio({0.3: 0.97, 0.6: 0.98}, 0.9, "omega.qkvo")
+        assert self.found(one, other) == ["readings disagree: omega 0.6, omega.qkvo 0.3."]
+        near = ratio({0.5: 0.97, 0.6: 0.98}, 0.9, "omega.qkvo")
+        assert self.found(one, near) == []
+
+    def test_values_that_are_not_finite_are_counted(self):
+        assert self.found(curve({0.2: math.nan, 0.3: 1.0, 0.4: math.inf})) == ["loss: 2 of 3 values are not finite."]
+
+
 class TestScaleSearchRefuses:
     def search(self, **options):
         model = tiny_bert()
@@ -208,6 +249,7 @@ class TestScaleSearchRefuses:
             ({"criteria": {"judge": NullSpaceRatio(1)}}, "criterion is named 'judge'"),
             ({"criteria": {"a.b": NullSpaceRatio(1)}}, "criterion is named 'a.b'"),
             ({"refine": ["loss"]}, r"refine names \['loss'\], which are no curves here; known: omega"),
+            ({"refine": ["omega.qkvo"]}, r"refine names \['omega.qkvo'\]"),
             ({"merges_for": ["omega.qkvo"]}, r"merges_for names \['omega.qkvo'\]"),
         ],
     )
