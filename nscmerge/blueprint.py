@@ -42,22 +42,24 @@ def read_blueprint(folder: Path) -> Blueprint:
         names = [str(name) for name in content.get("architectures") or []]
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise AdapterError(f"{path} is damaged ({type(error).__name__}: {error}). Copy it again.") from error
-    if not names:
+    if not names and "model_type" not in content:
         return Blueprint()
     # Imported here: seconds that nothing else in a merge needs.
     import transformers
     from transformers.pytorch_utils import Conv1D
 
-    architecture = getattr(transformers, names[0], None)
+    architecture = getattr(transformers, names[0] if names else "AutoModel", None)
     if architecture is None:
         return Blueprint()
     try:
-        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+        # False: code that comes with a checkpoint is never run.
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        architecture = architecture if names else transformers.AutoModel.from_config
         with torch.device("meta"):
             model = architecture(config)
     except (OSError, ValueError, KeyError, AttributeError, TypeError, ImportError) as error:
         raise AdapterError(
-            f"{path}: transformers cannot build {names[0]} from it ({type(error).__name__}: {error}). Copy it again, "
+            f"{path}: transformers cannot build the model it names ({type(error).__name__}: {error}). Copy it again, "
             "or install the version that the model needs."
         ) from error
     shared: dict[int, list[str]] = {}

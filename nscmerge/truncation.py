@@ -31,8 +31,8 @@ def check_truncation(method: str, rank: int | None, energy: float | None) -> Non
 def truncate(merged: Merged, rank: int | None, energy: float | None, watch: Watch = quiet) -> Merged:
     """Return the result with every layer as factors, cut at ``rank`` or ``energy``; per-task weights too.
 
-    Whole tensors beside LoRA stay as they are. Layers are cut now, one at a time, each dense one by an exact SVD (some
-    ten seconds for 4096 x 4096 on one core). The errors of per-task layers are found under ``tasks/<task>/<layer>``.
+    Whole tensors beside LoRA stay as they are. Layers are cut now, one at a time, each dense one by an exact SVD (tens
+    of seconds for 4096 x 4096 on one core). The errors of per-task layers are found under ``tasks/<task>/<layer>``.
 
     Args:
         merged: What a method made; its per-task weights name layers as ``merged.layers`` does.

@@ -146,3 +146,13 @@ def test_a_damaged_receipt_is_named(tmp_path):
         (folder / "receipt.json").write_text(json.dumps(receipt | damage))
         with pytest.raises(AdapterError, match=r"receipt.json is damaged"):
             load_update(folder)
+
+
+def test_an_interrupted_write_leaves_nothing(tmp_path):
+    def stop(items, label):
+        yield next(iter(items))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        merge(experts(), "ties").save(tmp_path / "out", watch=stop)
+    assert list(tmp_path.iterdir()) == []

@@ -239,6 +239,31 @@ def test_faults_are_named_and_nothing_is_left(tmp_path, what, message):
     assert [path.name for path in tmp_path.iterdir()] == ["base"]
 
 
+@pytest.mark.parametrize(
+    "change", [{"architectures": None}, {"architectures": ["GPT2Model"]}, {"architectures": ["My"]}]
+)
+def test_what_the_config_says_of_the_layout(tmp_path, change):
+    """Square weights do not show which way round they are; without a word of the config they are as in a Linear."""
+    stored(gpt2(), tmp_path / "base")
+    config = json.loads((tmp_path / "base" / "config.json").read_text())
+    (tmp_path / "base" / "config.json").write_text(json.dumps(config | change))
+    name = "transformer.h.0.attn.c_proj"
+    update = Update({name: low(d_out=32, d_in=32)})
+    update.fold_into(tmp_path / "base", tmp_path / "out", dtype="float32")
+    (before,), (after,) = (
+        [
+            load_file(f)[f"{name}.weight"]
+            for f in (tmp_path / d).glob("*.safetensors")
+            if f"{name}.weight" in load_file(f)
+        ]
+        for d in ("base", "out")
+    )
+    turned = change["architectures"] != ["My"]
+    torch.testing.assert_close(
+        after - before, update.delta(name).T if turned else update.delta(name), rtol=1e-4, atol=1e-5
+    )
+
+
 def test_shared_weights_are_refused(tmp_path):
     base = gpt2()
     stored(base, tmp_path / "base")
