@@ -10,8 +10,9 @@ from torch import Tensor
 #: A pass over the data, named by its label: for every layer the tensors of all tasks. Each call must give the same.
 Stream = Callable[[str], Iterable[Iterable[Tensor]]]
 
-#: Entries looked at together, so that temporaries stay in the cache.
-_PIECE = 1 << 18
+#: Entries looked at together: temporaries stay in the cache, and torch starts no threads, which would have to wait for
+#: each other after every operation (tens of times slower where other programs use the cores).
+_PIECE = 1 << 15
 
 
 def kth_magnitudes(stream: Stream, tasks: int, index: Callable[[int], int]) -> list[float]:
@@ -23,7 +24,7 @@ def kth_magnitudes(stream: Stream, tasks: int, index: Callable[[int], int]) -> l
 
     Args:
         stream: Called once per pass; per layer it yields one fp32 tensor for each task, of any shape, always in the
-            same order of tasks. Memory is one such tensor and some counts.
+            same order of tasks. Memory is one such tensor, half of another, and some counts.
         tasks: Number of tasks K.
         index: From N to the wanted rank, 1 for the smallest, at most N; 0 stands for no threshold and gives 0.
 
@@ -36,9 +37,11 @@ def kth_magnitudes(stream: Stream, tasks: int, index: Callable[[int], int]) -> l
     zeros = [0] * tasks
     for tensors in stream("thresholds, first pass"):
         for task, tensor in enumerate(tensors):
+            parts = []
             for bits in _magnitude_bits(tensor):
-                upper[task] += torch.bincount(bits >> 16, minlength=1 << 15).cpu()
+                parts.append((bits >> 16).to(torch.int16))
                 zeros[task] += bits.numel() - int(torch.count_nonzero(bits))
+            upper[task] += torch.bincount(torch.cat(parts), minlength=1 << 15).cpu()
     wanted = [index(int(counts.sum())) for counts in upper]
     found = [_locate(counts, rank) for counts, rank in zip(upper, wanted, strict=True)]
     open_tasks = {task for task, rank in enumerate(wanted) if rank > zeros[task]}
@@ -46,9 +49,8 @@ def kth_magnitudes(stream: Stream, tasks: int, index: Callable[[int], int]) -> l
     for tensors in stream("thresholds, second pass") if open_tasks else ():
         for task, tensor in enumerate(tensors):
             if task in open_tasks:
-                for bits in _magnitude_bits(tensor):
-                    inside = bits[bits >> 16 == found[task][0]] & 0xFFFF
-                    lower[task] += torch.bincount(inside, minlength=1 << 16).cpu()
+                inside = [bits[bits >> 16 == found[task][0]] & 0xFFFF for bits in _magnitude_bits(tensor)]
+                lower[task] += torch.bincount(torch.cat(inside), minlength=1 << 16).cpu()
     patterns = [
         (found[task][0] << 16) + _locate(lower[task], found[task][1])[0] if task in open_tasks else 0
         for task in range(tasks)
