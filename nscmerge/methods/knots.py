@@ -61,7 +61,7 @@ def align(experts: Sequence[LowRank]) -> Aligned:
     Raises:
         ShapeError: No expert, or d_in or d_out differ.
 
-    Source: Stoica et al., arXiv:2410.19735, Eq. 2 and their code (cut at 1e-5, absolute); the factor algebra is ours.
+    Source: Stoica et al., arXiv:2410.19735, and their code (cut at 1e-5, absolute); the factor algebra is ours.
     """
     check_same_layer(experts)
     q_out, r_out = torch.linalg.qr(torch.cat([e.B.double() for e in experts], dim=1))

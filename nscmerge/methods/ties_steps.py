@@ -47,7 +47,8 @@ def trim_at(v: Tensor, threshold: float) -> Tensor:
 def trim_share(v: Tensor, density: float) -> Tensor:
     """Return ``v`` with all but its ``round(density n)`` largest magnitudes (one at least) set to 0, exactly that many.
 
-    ``v`` itself where that is all of it. Of equal magnitudes at the edge those that come first are kept; the authors' ``topk`` leaves that open.
+    ``v`` itself where that is all of it. Of equal magnitudes at the edge those that come first are kept; the authors'
+    ``topk`` leaves that open.
 
     Source: released code of NSC (arXiv:2603.26317), ``Ties``.
     """
@@ -70,7 +71,7 @@ def drop_entries(v: Tensor, keep: Tensor, drop: float) -> Tensor:
         keep: Bool, of the same shape.
         drop: Chance of an entry to be dropped, in [0, 1).
 
-    Source: Yu et al., arXiv:2311.03099, Eq. 2.
+    Source: Yu et al., arXiv:2311.03099.
     """
     return torch.where(keep, v, 0.0).mul_(1 / (1 - drop))
 
