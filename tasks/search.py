@@ -132,7 +132,7 @@ class Loss(_Labelled):
         """Return the mean loss per sample of every task, in the task's own unit."""
         return {"": {name: float(mean.compute()) for name, mean in zip(self.names, self.means, strict=True)}}
 
-    def relative(self, values: TaskValues, experts: TaskValues) -> TaskValues:
+    def relative(self, values: TaskValues, experts: TaskValues, suffix: str = "") -> TaskValues:
         """Return every loss over the expert's.
 
         Raises:
@@ -170,7 +170,7 @@ class Score(_Labelled):
         pairs = zip(self._items(), self.metrics, strict=True)
         return {"": {name: float(m.compute()[task.primary]) for (name, task), m in pairs}}  # type: ignore[operator]
 
-    def relative(self, values: TaskValues, experts: TaskValues) -> TaskValues:
+    def relative(self, values: TaskValues, experts: TaskValues, suffix: str = "") -> TaskValues:
         """Return every score in percent of the expert's, turned round where lower is better."""
         return {
             name: normalized_score(values[name], experts[name], task.higher_is_better) for name, task in self._items()

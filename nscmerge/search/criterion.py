@@ -25,8 +25,6 @@ class Criterion(nn.Module, ABC):
 
     #: Direction of all its curves.
     higher_is_better: bool = False
-    #: Whether a value better than the experts' own is a warning sign rather than a success.
-    expert_bounds: bool = False
     #: Stage that the data module is set up for.
     stage: str = "validate"
 
@@ -65,10 +63,20 @@ class Criterion(nn.Module, ABC):
     def options(self) -> dict[str, Any]:
         """Return what the values depend on beside model, merge and batches; JSON-able."""
 
-    def relative(self, values: TaskValues, experts: TaskValues) -> TaskValues:
-        """Return the per-task numbers that are averaged, from a candidate's and those of each task's own expert."""
+    def relative(self, values: TaskValues, experts: TaskValues, suffix: str = "") -> TaskValues:
+        """Return the per-task numbers that are averaged, from a candidate's and those of each task's own expert.
+
+        Args:
+            values: Of the candidate.
+            experts: Of each task's own expert.
+            suffix: Of the curve.
+        """
         return values
 
-    def total(self, values: TaskValues, experts: TaskValues) -> float:
+    def total(self, values: TaskValues, experts: TaskValues, suffix: str = "") -> float:
         """Return the one number by which scales are compared: the mean over tasks."""
-        return fmean(self.relative(values, experts).values())
+        return fmean(self.relative(values, experts, suffix).values())
+
+    def expert_bounds(self, suffix: str = "") -> bool:
+        """Return whether a value better than the experts' own is a warning sign rather than a success."""
+        return False

@@ -27,9 +27,9 @@ class Point:
     relative: TaskValues
 
     @classmethod
-    def of(cls, criterion: Criterion, values: TaskValues, experts: TaskValues) -> Point:
+    def of(cls, criterion: Criterion, values: TaskValues, experts: TaskValues, suffix: str = "") -> Point:
         """Return the point of a candidate's values, with those of each task's own expert to compare with."""
-        return cls(criterion.total(values, experts), values, criterion.relative(values, experts))
+        return cls(criterion.total(values, experts, suffix), values, criterion.relative(values, experts, suffix))
 
     def as_json(self) -> dict[str, Any]:
         """Return total and values; what is not finite is null."""
@@ -107,18 +107,26 @@ class MethodResult:
     signs: Sequence[str] = field(default_factory=list)
 
     def choices(self) -> dict[str, float]:
-        """Return the scale by what chose it; ``scale 1``, and the judge's own best, are there to compare.
+        """Return the scale by what chose it; ``equal size``, ``scale 1`` and the judge's own best are there to compare.
 
-        The last one, ``oracle``, knows the answers and is no method.
+        ``equal size`` makes the merged update as large as the mean expert's, and needs no data at all; ``oracle``
+        knows the answers and is no method.
         """
         found = {name: curve.chosen for name, curve in self.curves.items()}
         chosen = {name: lam for name, lam in found.items() if lam is not None}
         if self.judged is not None:
+            if (scale := equal_size(self.growth)) is not None:
+                chosen["equal size"] = scale
             chosen["scale 1"] = 1.0
             tried = {lam: self.judged.points[lam].total for lam in self.judge_at if lam in self.judged.points}
             if (best := best_scale(tried, self.judged.higher_is_better)) is not None:
                 chosen["oracle"] = best
         return chosen
+
+
+def equal_size(growth: float) -> float | None:
+    """Return the scale, to two digits, at which an update of this growth is as large as the mean expert's."""
+    return float(f"{1 / growth:.2g}") if growth > 0 and math.isfinite(growth) else None
 
 
 def number(value: float) -> float | None:

@@ -30,10 +30,13 @@ class Reading:
     Args:
         blocks: ``last_quarter``, a number of last blocks, or a list of indices.
         projections: Exact projection names; None takes the attention's output projection, else the value projection.
+        match: Compare scales by |ratio - that of the task's own expert| instead of the ratio: neither more nor less
+            compressed than where the adapter was trained.
     """
 
     blocks: Blocks = "last_quarter"
     projections: list[str] | None = None
+    match: bool = False
 
 
 class NullSpaceRatio(Criterion):
@@ -42,6 +45,7 @@ class NullSpaceRatio(Criterion):
     Args:
         blocks: As in :class:`Reading`.
         projections: As in :class:`Reading`.
+        match: As in :class:`Reading`.
         also: Further choices of layers by curve name, read from the same forward passes.
         batches: Read so many of the data module's label-free validation batches; None reads all.
 
@@ -49,12 +53,11 @@ class NullSpaceRatio(Criterion):
         ConfigError: ``batches`` is below 1.
     """
 
-    expert_bounds = True
-
     def __init__(
         self,
         blocks: Blocks = "last_quarter",
         projections: list[str] | None = None,
+        match: bool = False,
         also: dict[str, Reading] | None = None,
         batches: int | None = None,
     ) -> None:
@@ -62,7 +65,7 @@ class NullSpaceRatio(Criterion):
         if batches is not None and batches < 1:
             raise ConfigError(f"batches is {batches}; expected at least 1, or null for all.")
         self.most = batches
-        self.readings = {"": Reading(blocks, projections), **(also or {})}
+        self.readings = {"": Reading(blocks, projections, match), **(also or {})}
         self.targets: dict[str, list[str]] = {}
 
     @property
@@ -122,6 +125,16 @@ class NullSpaceRatio(Criterion):
             curve: {task: float(mean.compute()) for task, mean in zip(self._tasks, means, strict=True)}
             for curve, means in zip(self.readings, self._means, strict=True)
         }
+
+    def relative(self, values: TaskValues, experts: TaskValues, suffix: str = "") -> TaskValues:
+        """Return the ratios, or how far they are from the experts' where the reading says so."""
+        if not self.readings[suffix].match:
+            return values
+        return {task: abs(ratio - experts[task]) for task, ratio in values.items()}
+
+    def expert_bounds(self, suffix: str = "") -> bool:
+        """Return True for plain ratios: they have no bottom, and go on falling where a merge is ruined."""
+        return not self.readings[suffix].match
 
     def options(self) -> dict[str, Any]:
         """Return the readings and the layers that came of them."""

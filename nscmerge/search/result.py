@@ -85,7 +85,7 @@ class SearchResult:
         chosen = [[e.name, *(_choice(e.curves[n]) for n in names), f"{e.growth:.2f}"] for e in self.methods]
         yield "scale chosen (value there)", ["method", *names, "growth"], chosen
         if all(entry.judged is not None for entry in self.methods):
-            columns = [*names, "scale 1", "oracle"]
+            columns = [*names, "equal size", "scale 1", "oracle"]
             yield (
                 "judged at the choices: mean / worst task (scale)",
                 ["method", *columns],
@@ -99,8 +99,8 @@ class SearchResult:
             cells = [header, ["---"] + ["---:"] * (len(header) - 1), *lines]
             parts += [f"{title[0].upper()}{title[1:]}:", ""] + ["| " + " | ".join(line) + " |" for line in cells] + [""]
         parts += [
-            "growth: norm of the merged update at scale 1 over the mean norm of the experts'. oracle: the judge's own",
-            "best of the scales that it was measured at, which needs the answers.",
+            "growth: norm of the merged update at scale 1 over the mean norm of the experts'; equal size: its inverse.",
+            "oracle: the judge's own best of the scales that it was asked for, which needs the answers.",
             "",
         ]
         found = [f"- {entry.name}: {sign}" for entry in self.methods for sign in entry.signs]

@@ -18,7 +18,7 @@ from nscmerge.errors import ConfigError
 from nscmerge.folders import check_absent
 from nscmerge.preflight import preflight
 from nscmerge.search.criterion import Criterion
-from nscmerge.search.curve import Curve, MethodResult, Point
+from nscmerge.search.curve import Curve, MethodResult, Point, equal_size
 from nscmerge.search.grid import Grid, best_scale
 from nscmerge.search.identity import adapter_identity, base_identity, candidate_keys, criterion_identity
 from nscmerge.search.journal import Journal
@@ -47,7 +47,8 @@ class ScaleSearch(LightningModule):
         grid: Scales to try.
         refine: Curves around whose best the fine grid is measured; None refines all. A curve is named like its
             criterion, a further reading ``criterion.reading``.
-        judge: Measured at ``judge_at``, at all choices and at scale 1; nothing is chosen by it.
+        judge: Measured at ``judge_at``, at all choices, at scale 1 and where the merged update is as large as the mean
+            expert's; nothing is chosen by it.
         judge_at: Scales among which the judge's own best (the oracle) is sought; None takes the coarse grid.
         merges_for: Curves whose choice is written as merge folders; None writes all.
         base_sha256: Hash that a local base model's weights must have; None takes any.
@@ -116,6 +117,7 @@ class ScaleSearch(LightningModule):
         if trainer.world_size > 1:
             raise ConfigError(f"a search runs in one process, got {trainer.world_size}; set trainer.devices to 1.")
         self.updates = {name: spec.merge(self.experts) for name, spec in self.methods.items()}
+        self.growth = {name: growth(update, self.experts) for name, update in self.updates.items()}
         data.prepare_data()
         for stage in sorted({criterion.stage for criterion in self.criteria.values()} | {"validate"}):
             data.setup(stage)
@@ -218,6 +220,7 @@ class ScaleSearch(LightningModule):
 
     def _judged_scales(self, method: str) -> list[float]:
         chosen = [self._chosen_curve(method, curve).chosen for curve in self.curves]
+        chosen.append(equal_size(self.growth[method]))
         return sorted({*self.judge_at, 1.0, *(lam for lam in chosen if lam is not None)})
 
     def _chosen_curve(self, method: str, curve: str) -> Curve:
@@ -233,14 +236,14 @@ class ScaleSearch(LightningModule):
             return measured[suffix]
 
         experts = values(EXPERT, 1.0)
-        points = {lam: Point.of(criterion, values(method, lam), experts) for lam in sorted(scales)}
-        expert, base = (Point.of(criterion, values(*of), experts) for of in ((EXPERT, 1.0), (BASE, 0.0)))
-        return Curve(name, criterion.higher_is_better, points, expert, base, criterion.expert_bounds)
+        points = {lam: Point.of(criterion, values(method, lam), experts, suffix) for lam in sorted(scales)}
+        expert, base = (Point.of(criterion, values(*of), experts, suffix) for of in ((EXPERT, 1.0), (BASE, 0.0)))
+        return Curve(name, criterion.higher_is_better, points, expert, base, criterion.expert_bounds(suffix))
 
     def _result(self, method: str) -> MethodResult:
         curves = {name: self._chosen_curve(method, name) for name in self.curves}
         judged = self._curve(method, JUDGE, self._judged_scales(method)) if JUDGE in self.criteria else None
-        size = growth(self.updates[method], self.experts)
+        size = self.growth[method]
         spec = self.methods[method]
         return MethodResult(method, spec, size, curves, judged, self.judge_at, signs(curves, self.grid, size))
 

@@ -12,7 +12,7 @@ from nscmerge.candidates import ClosedForm
 from nscmerge.errors import ConfigError, TargetError
 from nscmerge.merging import merge
 from nscmerge.search import Grid, NullSpaceRatio, Reading, ScaleSearch
-from nscmerge.search.curve import Curve, MethodResult, Point
+from nscmerge.search.curve import Curve, MethodResult, Point, equal_size
 from nscmerge.search.grid import best_scale
 from nscmerge.search.journal import Journal
 from nscmerge.search.ratio import capture
@@ -141,6 +141,9 @@ def test_the_criterion_is_the_dense_ratio_of_each_tasks_own_adapter():
         means = {name: sum(values) / len(values) for name, values in by_layer.items()}
         assert found[""][task] == pytest.approx(means[OUTPUT], abs=2e-6)
         assert found["qo"][task] == pytest.approx(sum(means.values()) / 2, abs=2e-6)
+    matched = NullSpaceRatio(1, match=True)
+    assert matched.total({"a": 0.5, "b": 0.9}, {"a": 0.7, "b": 0.8}) == pytest.approx(0.15)
+    assert not matched.expert_bounds()
     assert criterion.total(found[""], {}) == pytest.approx(sum(found[""].values()) / 3)
     criterion.reset()
     switch.detach()
@@ -187,8 +190,10 @@ def curve(values, expert=1.0, name="loss", higher=False):
 def test_choices_name_the_oracle_as_such():
     judged = curve({0.1: 80.0, 0.2: 95.0, 0.25: 99.0, 1.0: 60.0}, name="judge", higher=True)
     entry = MethodResult("ties", ClosedForm("ties"), 1.0, {"loss": curve({0.1: 2.0, 0.25: 1.0})}, judged, [0.1, 0.2])
-    # The judge's best among the scales it was asked for, not among those that others chose.
-    assert entry.choices() == {"loss": 0.25, "scale 1": 1.0, "oracle": 0.2}
+    # Growth 1: as large as the experts at scale 1. The oracle is the best of the judge's own scales, not of all choices.
+    assert entry.choices() == {"loss": 0.25, "equal size": 1.0, "scale 1": 1.0, "oracle": 0.2}
+    assert equal_size(2.967) == 0.34
+    assert equal_size(0.0) is equal_size(math.nan) is None
     assert curve({0.1: math.nan, 0.2: math.inf}).chosen is None
     assert curve({0.1: math.nan, 0.2: 3.0}).non_finite == 1
 

@@ -111,7 +111,9 @@ def test_the_judge_is_the_benchmark(result, tmp_path):
     point = entry.judged.points[chosen]
     assert point.total == pytest.approx(row.mean, rel=1e-4)
     assert entry.judged.worst(chosen) == pytest.approx(row.worst[1], rel=1e-4)
-    assert {1.0, *GRID.coarse(), *(c.chosen for c in entry.curves.values())} == set(entry.judged.points)
+    assert {1.0, entry.choices()["equal size"], *GRID.coarse(), *(c.chosen for c in entry.curves.values())} == set(
+        entry.judged.points
+    )
 
 
 def test_the_merge_is_the_method_at_the_chosen_scale(result):
