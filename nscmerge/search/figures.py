@@ -16,8 +16,8 @@ COLUMNS = 4
 def curves_figure(methods: Sequence[MethodResult]) -> Figure:
     """Return one panel per method with all curves over the scale, each on its own range, its choice marked.
 
-    The best value of a curve is drawn at 0 and the worst at 1, because criteria differ in unit; values beyond what the
-    experts and the base span would hide the optimum, so the height is the square root of that share.
+    Criteria differ in unit, so a curve's best value is drawn at 0 and its worst at 1; the height is the square root of
+    that share, because a ruined merge's losses would flatten everything else.
     """
     figure, panels = _panels(methods)
     for panel, entry in zip(panels, methods, strict=False):
@@ -27,7 +27,7 @@ def curves_figure(methods: Sequence[MethodResult]) -> Figure:
             if curve.chosen is not None:
                 panel.axvline(curve.chosen, color=line.get_color(), linestyle=":", linewidth=1)
         panel.set_ylabel("best 0, worst 1 (root)", fontsize=7)
-    panels[0].legend(fontsize=7)
+    _legend(figure, panels[0])
     return figure
 
 
@@ -43,7 +43,7 @@ def judged_figure(methods: Sequence[MethodResult]) -> Figure:
         for number, curve in enumerate(entry.curves.values()):
             if curve.chosen is not None:
                 panel.axvline(curve.chosen, color=f"C{number}", linestyle=":", label=curve.name)
-    panels[0].legend(fontsize=7)
+    _legend(figure, panels[0])
     return figure
 
 
@@ -58,6 +58,11 @@ def _panels(methods: Sequence[MethodResult]) -> tuple[Figure, list[Any]]:
     for panel in axes[len(methods) :]:
         panel.set_axis_off()
     return figure, axes
+
+
+def _legend(figure: Figure, panel: Any) -> None:
+    handles, labels = panel.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=7)
 
 
 def _scaled(curve: Curve) -> tuple[list[float], list[float]]:

@@ -190,7 +190,7 @@ def curve(values, expert=1.0, name="loss", higher=False):
 def test_choices_name_the_oracle_as_such():
     judged = curve({0.1: 80.0, 0.2: 95.0, 0.25: 99.0, 1.0: 60.0}, name="judge", higher=True)
     entry = MethodResult("ties", ClosedForm("ties"), 1.0, {"loss": curve({0.1: 2.0, 0.25: 1.0})}, judged, [0.1, 0.2])
-    # Growth 1: as large as the experts at scale 1. The oracle is the best of the judge's own scales, not of all choices.
+    # Growth 1: as large as the experts at scale 1. The oracle is the best of the judge's own scales, not of all.
     assert entry.choices() == {"loss": 0.25, "equal size": 1.0, "scale 1": 1.0, "oracle": 0.2}
     assert equal_size(2.967) == 0.34
     assert equal_size(0.0) is equal_size(math.nan) is None
