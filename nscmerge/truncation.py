@@ -83,8 +83,12 @@ def truncate_layer(weight: LowRank | Tensor, rank: int | None, energy: float | N
         Factors in fp32 at least, and |truncated - exact| / |exact| (Frobenius): None where factors lost nothing; for a
         dense layer always measured, what rounding takes included.
     """
-    u, s, vh = product_svd(weight) if isinstance(weight, LowRank) else dense_svd(weight)
-    keep = min(len(s), rank or len(s), len(s) if energy is None else rank_for_energy(s, energy))
+
+    def count(s: Tensor) -> int:
+        return min(len(s), rank or len(s), len(s) if energy is None else rank_for_energy(s, energy))
+
+    u, s, vh = product_svd(weight) if isinstance(weight, LowRank) else dense_svd(weight, count)
+    keep = count(s) if isinstance(weight, LowRank) else len(s)
     stored = torch.promote_types(weight.A.dtype, weight.B.dtype) if isinstance(weight, LowRank) else weight.dtype
     dtype = torch.promote_types(stored, torch.float32)
     low = LowRank(vh[:keep].to(dtype), (u[:, :keep] * s[:keep]).to(dtype))
