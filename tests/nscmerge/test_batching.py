@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from nscmerge.batching import fuse
+from nscmerge.batching import by_length, fuse
 from nscmerge.errors import ConfigError
 
 
@@ -59,3 +59,20 @@ def test_a_part_of_a_group_has_no_padding_but_its_own():
     empty = {"input_ids": torch.zeros(1, 2), "attention_mask": torch.zeros(1, 2)}
     assert fuse({"a": empty})[0].part(slice(0, 1))["input_ids"].shape == (1, 2)  # nothing to choose by
     assert fuse({"a": {"x": images}})[0].part(slice(1, 3))["x"].shape == (2, 1, 1)
+
+
+def test_parts_by_length_hold_every_row_once_and_no_common_padding():
+    ids = torch.tensor([[1, 2, 3, 4], [5, 0, 0, 0], [6, 7, 8, 0], [9, 1, 0, 0], [0, 0, 0, 2]])
+    (group,) = fuse({"a": {"input_ids": ids, "attention_mask": (ids > 0).long()}})
+    parts = by_length(group, 2)
+    assert [rows.tolist() for rows, _ in parts] == [[1, 4, 3], [2, 0]]
+    assert [inputs["input_ids"].tolist() for _, inputs in parts] == [
+        [[5, 0, 0, 0], [0, 0, 0, 2], [9, 1, 0, 0]],  # one is padded left, the others right
+        [[6, 7, 8, 0], [1, 2, 3, 4]],
+    ]
+    assert [rows.tolist() for rows, _ in by_length(group, 9)] == [[1], [4], [3], [2], [0]]
+    ((rows, whole),) = by_length(group, 1)
+    assert rows.tolist() == [0, 1, 2, 3, 4]
+    assert whole is group.inputs
+    (images,) = fuse({"a": {"x": torch.ones(3, 1, 2, 2)}})
+    assert len(by_length(images, 3)) == 1  # nothing to choose by

@@ -153,6 +153,23 @@ def test_fused_truncated_equals_full_passes_per_task():
             torch.testing.assert_close(got.double(), lam.grad[row], rtol=1e-6, atol=1e-10)
 
 
+@pytest.mark.parametrize("buckets", [2, 4, 99])
+def test_buckets_change_neither_losses_nor_gradient(buckets):
+    model = bert()
+    experts = random_experts(model)
+    coefficients = Coefficients(sorted(experts["task0"]), list(experts))
+    found = []
+    for count in (1, buckets):
+        objective = NSC(blocks=2, buckets=count)
+        objective.prepare(model, experts)
+        merged = attach(model, experts, coefficients)
+        losses = objective.losses(merged, fuse(random_batch())[0])
+        gradients = torch.autograd.grad(sum(losses.values()), list(coefficients.parameters()), allow_unused=True)
+        merged.detach()
+        found.append((torch.stack(list(losses.values())), [g for g in gradients if g is not None]))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-7)
+
+
 def test_only_coefficients_have_a_gradient_and_the_pass_stops_at_the_last_target():
     model = bert()
     experts = random_experts(model)
