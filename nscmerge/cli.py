@@ -62,7 +62,7 @@ def main(args: Sequence[str] | None = None) -> None:
         raise SystemExit(2)
     try:
         import_module(COMMANDS[args[0]].home).run(args)
-    except (NSCMergeError, ValueError) as error:
+    except (NSCMergeError, OSError, ValueError) as error:
         ours = _cause(error)
         if ours is None:
             raise

@@ -38,5 +38,9 @@ class OutputExistsError(NSCMergeError, FileExistsError):
     """An output folder is there already; nothing is ever overwritten."""
 
 
+class OutputError(NSCMergeError, OSError):
+    """An output folder cannot be written: no space, no permission, a read-only disk."""
+
+
 class DatasetNotFoundError(NSCMergeError, FileNotFoundError):
     """A data set, or the package that carries it, is missing or not the expected one."""

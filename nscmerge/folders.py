@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import secrets
@@ -10,7 +11,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from nscmerge.errors import OutputExistsError
+from nscmerge.errors import OutputError, OutputExistsError
+
+#: What a system says of a place that cannot be written, as opposed to a file that cannot be read.
+_UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST}
 
 
 def check_absent(path: str | Path) -> Path:
@@ -38,12 +42,13 @@ def new_folder(path: str | Path) -> Iterator[Path]:
 
     Raises:
         OutputExistsError: ``path`` is there already, checked before the block runs and again before the rename.
+        OutputError: The disk is full, or may not be written.
     """
     path = check_absent(path).absolute()
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-    partial.mkdir()
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.mkdir()
         yield partial
         for entry in sorted(partial.rglob("*")):
             _flush(entry)
@@ -52,8 +57,13 @@ def new_folder(path: str | Path) -> Iterator[Path]:
         check_absent(path)
         partial.rename(path)
         _flush(path.parent)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno in _UNWRITABLE:
+            raise OutputError(
+                f"{path} cannot be written ({error.strerror}); nothing of it was kept. Free some space, or name an "
+                "output on a disk that can be written."
+            ) from error
         raise
 
 

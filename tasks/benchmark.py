@@ -53,7 +53,7 @@ class Benchmark(LightningModule):
         base_model: str | nn.Module,
         tasks: dict[str, Task],
         experts: dict[str, str | Path],
-        merges: dict[str, str | Path | ClosedForm] | None = None,
+        merges: dict[str, ClosedForm | str | Path] | None = None,
         base_sha256: str | None = None,
         output: Path | None = None,
     ) -> None:

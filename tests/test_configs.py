@@ -10,7 +10,11 @@ from nscmerge.cli import main
 CONFIGS = Path(__file__).parents[1] / "configs"
 FILES = sorted(str(f.relative_to(CONFIGS)) for f in CONFIGS.rglob("*.yaml"))
 #: Files that are laid over, or named by, a complete one.
-PARTS = {"experts/probe.yaml": "experts/bbc.yaml", "data/text6.yaml": "experiments/text6_nsc.yaml"}
+PARTS = {
+    "experts/probe.yaml": "experts/bbc.yaml",
+    "data/text6.yaml": "experiments/text6_nsc.yaml",
+    "experiments/text6_benchmark_methods.yaml": "experiments/text6_benchmark.yaml",
+}
 
 
 def parsed(capsys, *args):

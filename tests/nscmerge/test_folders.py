@@ -1,8 +1,10 @@
 """Folders appear whole or not at all."""
 
+import errno
+
 import pytest
 
-from nscmerge.errors import OutputExistsError
+from nscmerge.errors import OutputError, OutputExistsError
 from nscmerge.folders import check_absent, new_folder, sha256_file
 
 
@@ -22,6 +24,21 @@ def test_an_error_leaves_nothing(tmp_path):
         (folder / "half.txt").write_text("half")
         raise KeyError("stop")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_named_and_leaves_nothing(tmp_path):
+    full = OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(OutputError, match=r"out cannot be written \(No space left.*nothing of it was kept"):  # noqa: SIM117
+        with new_folder(tmp_path / "out"):
+            raise full
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("below", ["out", "sub/out"])
+def test_a_parent_that_is_a_file_is_named(tmp_path, below):
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="cannot be written"), new_folder(tmp_path / "file" / below):
+        pass
 
 
 @pytest.mark.parametrize("make", ["mkdir", "touch"])
