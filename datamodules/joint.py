@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import torch
 from lightning import LightningDataModule
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from datamodules.base import Sample, Split, TaskDataModule, evaluation_loader, evenly_spaced
 from datamodules.stream import EndlessStream, JointBatch, SequentialBatches, StreamLoader
@@ -21,6 +22,8 @@ class JointDataModule(LightningDataModule):
         test_batch_size: Samples per test batch.
         num_workers: Loader processes; the samples of a step do not depend on it.
         seed: Order in which samples are drawn.
+        val_seed: Which samples ``val_samples``, and limits on a labelled split other than test, take: a seeded draw.
+            None takes the first, or evenly spaced ones.
 
     Raises:
         ConfigError: No task, a task without a name, or a size below 1.
@@ -35,6 +38,7 @@ class JointDataModule(LightningDataModule):
         test_batch_size: int = 64,
         num_workers: int = 0,
         seed: int = 0,
+        val_seed: int | None = None,
     ) -> None:
         super().__init__()
         if not tasks:
@@ -51,7 +55,7 @@ class JointDataModule(LightningDataModule):
                 raise ConfigError(f"data.init_args.{option} is {value}; it must be at least 1.")
         self.tasks, self.batch_size, self.split = dict(tasks), batch_size, split
         self.val_samples, self.test_batch_size = val_samples, test_batch_size
-        self.num_workers, self.seed = num_workers, seed
+        self.num_workers, self.seed, self.val_seed = num_workers, seed, val_seed
 
     @property
     def task_names(self) -> list[str]:
@@ -90,7 +94,7 @@ class JointDataModule(LightningDataModule):
     def val_dataloader(self) -> DataLoader[JointBatch]:
         """Return label-free batches of all tasks over the first ``val_samples`` of each."""
         rank, world_size = self._place()
-        datasets = self._unlabelled()
+        datasets = {task: self._drawn(dataset) for task, dataset in self._unlabelled().items()}
         for task, dataset in datasets.items():
             have = min(self.val_samples, len(dataset))  # type: ignore[arg-type]
             self._check_size(task, have, world_size, "one validation sample for each process")
@@ -114,7 +118,7 @@ class JointDataModule(LightningDataModule):
         rank, world_size = self._place()
         return {
             task: evaluation_loader(
-                evenly_spaced(data.dataset(split), samples),
+                evenly_spaced(data.dataset(split) if split == "test" else self._drawn(data.dataset(split)), samples),
                 batch_size or self.test_batch_size,
                 self.num_workers,
                 rank=rank,
@@ -125,6 +129,12 @@ class JointDataModule(LightningDataModule):
 
     def _unlabelled(self) -> dict[str, Dataset[Sample]]:
         return {task: data.unlabelled(self.split) for task, data in self.tasks.items()}
+
+    def _drawn(self, dataset: Dataset[Sample]) -> Dataset[Sample]:
+        if self.val_seed is None:
+            return dataset
+        generator = torch.Generator().manual_seed(self.val_seed)
+        return Subset(dataset, torch.randperm(len(dataset), generator=generator).tolist())  # type: ignore[arg-type]
 
     def _place(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)

@@ -172,6 +172,24 @@ def test_test_loaders_are_labelled_and_in_order():
     assert sum(len(batch["target"]) for batch in loaders[0]) == 24
 
 
+def test_a_validation_seed_draws_other_samples_and_leaves_the_test_split_alone():
+    def seen(val_seed):
+        data = JointDataModule({"a": FakeTextDataModule(seed=1)}, batch_size=4, val_samples=8, val_seed=val_seed)
+        data.setup("validate")
+        first = [batch["a"]["input_ids"].tolist() for batch in data.val_dataloader()]
+        labelled = {
+            split: [batch["target"].tolist() for batch in data.labelled_dataloaders(split, 6)["a"]]
+            for split in ("val", "test")
+        }
+        return first, labelled["val"], labelled["test"]
+
+    plain, one, again, two = seen(None), seen(1), seen(1), seen(2)
+    assert one == again
+    for i in (0, 1):
+        assert len({str(x[i]) for x in (plain, one, two)}) == 3
+    assert plain[2] == one[2] == two[2]
+
+
 def test_too_few_samples_and_uneven_shares_are_refused_in_setup():
     data = JointDataModule({"a": FakeTextDataModule(), "small": FakeTextDataModule(size=6)}, batch_size=8)
     with pytest.raises(ConfigError, match=r"'small' has 6 samples in its 'val' split, 8 are needed"):
