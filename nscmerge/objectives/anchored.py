@@ -37,11 +37,12 @@ class AnchoredNSC(NSC):
         memory: Weight that earlier gaps keep in their mean from step to step, in [0, 1]: 0 looks at the batch alone,
             0.9 at about the last ten, 1 at all samples seen.
         stop: End the fit once the mean gap (its size; for ``hinge`` its value) of every task that any coefficient can
-            move is at most this, after 1 / (1 - memory) steps at least. Needs ``memory``. None never ends it.
+            move is at most this, after 1 / (1 - memory) steps at least; ``memory`` must lie between 0 and 1. None never
+            ends it.
         buckets: As for :class:`NSC`.
 
     Raises:
-        ConfigError: ``memory`` or ``stop`` is out of range, or ``stop`` comes without ``memory``.
+        ConfigError: ``memory`` or ``stop`` is out of range, or ``stop`` has no ``memory`` of a few steps to go by.
     """
 
     #: Training logs the penalty of the gap, validation the gap itself; negative is below the expert.
@@ -61,8 +62,11 @@ class AnchoredNSC(NSC):
             raise ConfigError(f"memory is {memory}; it is a weight in [0, 1], 0 for the batch alone.")
         if stop is not None and not stop >= 0:
             raise ConfigError(f"stop is {stop}; it is the largest mean gap that ends the fit, at least 0, or null.")
-        if stop is not None and memory == 0:
-            raise ConfigError("stop needs the mean over several batches; set memory, too, for example to 0.9.")
+        if stop is not None and not 0 < memory < 1:
+            raise ConfigError(
+                f"stop needs the mean over the last batches, and memory is {memory}; set it between 0 and 1, "
+                "for example to 0.9."
+            )
         self.penalty, self.memory, self.stop = penalty, memory, stop
         self.anchors = Anchors()
         #: By task: remembered sum of gaps over samples, remembered number of samples, number of steps.
@@ -77,15 +81,14 @@ class AnchoredNSC(NSC):
         """Return ``{task: penalty}`` with gradient; counts the group's gaps, over all processes, into their means."""
         anchors = self._expert_samples(merged, group, training_ratio)
         samples = self.samples(merged, group, training_ratio)
-        gaps = (samples.detach() - anchors).double()
-        self._count(group, gaps)
+        self._count(group, samples.detach().cpu().double() - anchors, samples.device)
         return {task: self._penalised(samples[rows].mean(), self.mean_gap(task)) for task, rows in group.rows.items()}
 
     @torch.no_grad()
     def report(self, merged: MergedModel, group: Group) -> dict[str, Tensor]:
         """Return ``{task: gap}`` of the ratios in the reported form, without floor."""
-        anchors = self._expert_samples(merged, group, residual_ratio)
         samples = self.samples(merged, group, residual_ratio)
+        anchors = self._expert_samples(merged, group, residual_ratio).to(samples)
         return {task: (samples[rows] - anchors[rows]).mean() for task, rows in group.rows.items()}
 
     def mean_gap(self, task: str) -> float:
@@ -127,7 +130,7 @@ class AnchoredNSC(NSC):
             value, slope = gap**2, 2 * gap
         return value + slope * (omega - omega.detach())
 
-    def _count(self, group: Group, gaps: Tensor) -> None:
+    def _count(self, group: Group, gaps: Tensor, device: torch.device) -> None:
         """Add (N,) gaps to the mean of their tasks; every process adds those of all."""
         new = gaps.new_zeros(2, len(self._tasks))
         for task, rows in group.rows.items():
@@ -135,6 +138,7 @@ class AnchoredNSC(NSC):
             new[0, k], new[1, k] = gaps[rows].sum(), rows.stop - rows.start
         # The slope must be one over all processes, or several would not follow the path of one.
         if distributed.is_available() and distributed.is_initialized():
+            new = new.to(device)  # where the processes talk
             distributed.all_reduce(new)
         for task, total, count in zip(self._tasks, *new.tolist(), strict=True):
             if count:
@@ -148,7 +152,7 @@ class AnchoredNSC(NSC):
 
     @torch.no_grad()
     def _expert_samples(self, merged: MergedModel, group: Group, ratio: Ratio) -> Tensor:
-        """Return every sample's ratio under its own expert, (N,), measuring only samples not met before."""
+        """Return every sample's ratio under its own expert, (N,) fp64 on the CPU; measures those not met before."""
         found: list[float] = []
         for task, rows in group.rows.items():
             keys = sample_keys(group, task, ratio.__name__)
@@ -158,5 +162,4 @@ class AnchoredNSC(NSC):
                     values = self.samples(merged, part, ratio).tolist()
                 self.anchors.update({keys[i]: value for i, value in zip(new, values, strict=True)})
             found += [self.anchors[key] for key in keys]
-        device = next(iter(group.inputs.values())).device
-        return torch.tensor(found, dtype=torch.float64, device=device)
+        return torch.tensor(found, dtype=torch.float64)

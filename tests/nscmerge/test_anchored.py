@@ -284,7 +284,8 @@ def test_checkpoints_hold_coefficients_and_the_objective_s_own_state(tmp_path):
     [
         ({"memory": 1.5}, r"memory is 1.5; it is a weight in \[0, 1\]"),
         ({"stop": -1.0, "memory": 0.9}, r"stop is -1.0; it is the largest mean gap"),
-        ({"stop": 0.1}, r"stop needs the mean over several batches; set memory"),
+        ({"stop": 0.1}, r"stop needs the mean over the last batches, and memory is 0.0; set it between"),
+        ({"stop": 0.1, "memory": 1}, r"stop needs the mean over the last batches, and memory is 1"),
         ({"buckets": 0}, r"buckets is 0; a step takes one pass at least"),
     ],
 )
