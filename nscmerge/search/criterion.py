@@ -25,6 +25,8 @@ class Criterion(nn.Module, ABC):
 
     #: Direction of all its curves.
     higher_is_better: bool = False
+    #: Whether it does without labels, and so cannot see that a merge is ruined.
+    label_free: bool = False
     #: Stage that the data module is set up for.
     stage: str = "validate"
 
@@ -76,7 +78,3 @@ class Criterion(nn.Module, ABC):
     def total(self, values: TaskValues, experts: TaskValues, suffix: str = "") -> float:
         """Return the one number by which scales are compared: the mean over tasks."""
         return fmean(self.relative(values, experts, suffix).values())
-
-    def expert_bounds(self, suffix: str = "") -> bool:
-        """Return whether a value better than the experts' own is a warning sign rather than a success."""
-        return False

@@ -46,7 +46,7 @@ class Curve:
         points: By scale, ascending.
         expert: Every task's own expert.
         base: The plain base model, which is scale 0 of any method.
-        expert_bounds: A value better than the experts' own is suspect.
+        label_free: Made without labels.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Curve:
     points: Mapping[float, Point]
     expert: Point
     base: Point
-    expert_bounds: bool = False
+    label_free: bool = False
 
     @property
     def chosen(self) -> float | None:

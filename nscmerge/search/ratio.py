@@ -53,6 +53,8 @@ class NullSpaceRatio(Criterion):
         ConfigError: ``batches`` is below 1.
     """
 
+    label_free = True
+
     def __init__(
         self,
         blocks: Blocks = "last_quarter",
@@ -131,10 +133,6 @@ class NullSpaceRatio(Criterion):
         if not self.readings[suffix].match:
             return values
         return {task: abs(ratio - experts[task]) for task, ratio in values.items()}
-
-    def expert_bounds(self, suffix: str = "") -> bool:
-        """Return True for plain ratios: they have no bottom, and go on falling where a merge is ruined."""
-        return not self.readings[suffix].match
 
     def options(self) -> dict[str, Any]:
         """Return the readings and the layers that came of them."""

@@ -238,7 +238,7 @@ class ScaleSearch(LightningModule):
         experts = values(EXPERT, 1.0)
         points = {lam: Point.of(criterion, values(method, lam), experts, suffix) for lam in sorted(scales)}
         expert, base = (Point.of(criterion, values(*of), experts, suffix) for of in ((EXPERT, 1.0), (BASE, 0.0)))
-        return Curve(name, criterion.higher_is_better, points, expert, base, criterion.expert_bounds(suffix))
+        return Curve(name, criterion.higher_is_better, points, expert, base, criterion.label_free)
 
     def _result(self, method: str) -> MethodResult:
         curves = {name: self._chosen_curve(method, name) for name in self.curves}
