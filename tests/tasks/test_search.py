@@ -129,8 +129,7 @@ def test_the_merge_is_the_method_at_the_chosen_scale(result):
         assert {c["lam"] for c in update.recipe.extra["search"]["candidates"]} > set(GRID.coarse())
 
 
-class _StopError(Exception):
-    pass
+class _StopError(Exception): ...
 
 
 @pytest.mark.parametrize("after", [1, 9, 31])
@@ -157,15 +156,14 @@ def test_interrupted_and_resumed_it_finds_the_same(result, tmp_path, after):
     add, added = second._journal.add, []
     second._journal.add = lambda *args: (added.append(args), add(*args))
     again = second.run(Trainer(**QUIET), data())
-    whole = len({*search_candidates(result)})
-    assert len(added) == whole - after
+    assert len(added) == len({*search_candidates(result)}) - after
     for one, other in zip(again.methods, result.methods, strict=True):
         assert one.choices() == other.choices()
         assert {n: c.as_json() for n, c in one.curves.items()} == {n: c.as_json() for n, c in other.curves.items()}
         assert one.judged.as_json() == other.judged.as_json()
     assert not working.exists()
-    files = sorted(path.name for path in output.iterdir())
-    assert files == ["judge.png", "merges", "search.csv", "search.json", "search.md", "search.png"]
+    files = ["judge.png", "merges", "search.csv", "search.json", "search.md", "search.png"]
+    assert sorted(path.name for path in output.iterdir()) == files
 
 
 def search_candidates(result):
@@ -177,11 +175,10 @@ def search_candidates(result):
 
 
 def test_other_settings_are_not_taken_for_finished(tmp_path):
-    journal = tmp_path / "out.partial.jsonl"
     first = search(tmp_path / "out", methods=["task_arithmetic"], judge=None, grid=Grid(0.2, 0.4, 0.2, None))
     first.run(Trainer(**QUIET), data())
     # The working file of a finished search is gone; another one with a wider grid and one more method starts anew.
-    assert not journal.exists()
+    assert not (tmp_path / "out.partial.jsonl").exists()
     lines = []
     for samples in (10, 9):  # another sample count is another loss, but the same ratio
         criteria = {"loss": Loss(heads(), samples=samples, batch_size=4), "omega": NullSpaceRatio(1)}
