@@ -20,6 +20,7 @@ class JointDataModule(LightningDataModule):
         split: Where fit and validate read their unlabelled inputs; the papers use the validation split.
         val_samples: The null-space ratio is reported on the first so many of that split, per task.
         test_batch_size: Samples per test batch.
+        test_samples: Test on at most so many per task, evenly spaced over the split; None takes all.
         num_workers: Loader processes; the samples of a step do not depend on it.
         seed: Order in which samples are drawn.
         val_seed: Which samples ``val_samples``, and limits on a labelled split other than test, take: a seeded draw.
@@ -39,6 +40,7 @@ class JointDataModule(LightningDataModule):
         num_workers: int = 0,
         seed: int = 0,
         val_seed: int | None = None,
+        test_samples: int | None = None,
     ) -> None:
         super().__init__()
         if not tasks:
@@ -50,11 +52,12 @@ class JointDataModule(LightningDataModule):
             "batch_size": batch_size,
             "val_samples": val_samples,
             "test_batch_size": test_batch_size,
+            "test_samples": 1 if test_samples is None else test_samples,
         }.items():
             if value < 1:
                 raise ConfigError(f"data.init_args.{option} is {value}; it must be at least 1.")
         self.tasks, self.batch_size, self.split = dict(tasks), batch_size, split
-        self.val_samples, self.test_batch_size = val_samples, test_batch_size
+        self.val_samples, self.test_batch_size, self.test_samples = val_samples, test_batch_size, test_samples
         self.num_workers, self.seed, self.val_seed = num_workers, seed, val_seed
 
     @property
@@ -103,7 +106,7 @@ class JointDataModule(LightningDataModule):
 
     def test_dataloader(self) -> list[DataLoader[Sample]]:
         """Return one labelled loader per task, in the order of ``task_names``."""
-        return list(self.labelled_dataloaders("test").values())
+        return list(self.labelled_dataloaders("test", self.test_samples).values())
 
     def labelled_dataloaders(
         self, split: Split, samples: int | None = None, batch_size: int | None = None

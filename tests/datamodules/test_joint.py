@@ -170,6 +170,8 @@ def test_test_loaders_are_labelled_and_in_order():
     loaders = data.test_dataloader()
     assert [next(iter(loader))["target"].dtype for loader in loaders] == [torch.int64, torch.float32]
     assert sum(len(batch["target"]) for batch in loaders[0]) == 24
+    some = JointDataModule({"b": FakeTextDataModule(classes=True)}, test_samples=6).test_dataloader()[0]
+    assert sum(len(batch["target"]) for batch in some) == 6
 
 
 def test_a_validation_seed_draws_other_samples_and_leaves_the_test_split_alone():
