@@ -14,9 +14,7 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch import nn
-from torch.utils.data import DataLoader, Subset
 
-from datamodules.base import Sample, evaluation_loader
 from datamodules.joint import JointDataModule
 from nscmerge import MergeModule
 from nscmerge.base_model import load_base_model, resolve_source
@@ -63,27 +61,6 @@ class Part(Benchmark):
             }
             for candidate, metrics in zip(self.candidates, self.metrics, strict=True)
         }
-
-
-class EveryNth(JointDataModule):
-    """The joint data with every n-th held-out sample only: a test costs a share, lengths and classes stay mixed.
-
-    Args:
-        every: n; 1 is all of them.
-        options: As for :class:`JointDataModule`.
-    """
-
-    def __init__(self, *args: Any, every: int = 1, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.every = every
-
-    def test_dataloader(self) -> list[DataLoader[Sample]]:
-        """Return one labelled loader per task."""
-        held_out = [data.dataset("test") for data in self.tasks.values()]
-        return [
-            evaluation_loader(Subset(d, range(0, len(d), self.every)), self.test_batch_size)  # type: ignore[arg-type]
-            for d in held_out
-        ]
 
 
 class Unwatched(MergeModule):
