@@ -74,11 +74,15 @@ def dare_ties(experts: Experts) -> Tensor:
 
 
 def _aligned(experts: Experts) -> tuple[Tensor, Tensor]:
-    """Dense SVD of the deltas side by side: basis (d_out, rho) and components (K, rho, d_in)."""
-    u, s, vh = torch.linalg.svd(torch.cat(list(deltas(experts)), dim=1), full_matrices=False)
-    keep = s > 1e-5 * 10  # fp32 noise of a dense SVD lies above the reference's cut of 1e-5
+    """Dense SVD of the deltas side by side: basis (d_out, rho) and components (K, rho, d_in).
+
+    In fp64, as the reference has it; in fp32 noise passes its cut of 1e-5.
+    """
+    side_by_side = torch.cat([e.scaling * e.B.double() @ e.A.double() for e in experts], dim=1)
+    u, s, vh = torch.linalg.svd(side_by_side, full_matrices=False)
+    keep = s > 1e-5
     parts = (s[keep, None] * vh[keep]).split(experts[0].d_in, dim=1)
-    return u[:, keep], torch.stack(parts)
+    return u[:, keep].float(), torch.stack(parts).float()
 
 
 def knots_ties(experts: Experts) -> Tensor:
