@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -51,6 +51,24 @@ def collate(samples: Sequence[Sample]) -> Sample:
     return batch
 
 
+class LabelledDataset(Dataset[Sample], ABC):
+    """Samples whose inputs and label can be read apart, for those who need one of the two only."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def inputs(self, index: int) -> Sample:
+        """Return a sample without its label; reads no label file."""
+
+    @abstractmethod
+    def target(self, index: int) -> Tensor:
+        """Return a sample's label; reads no more of the inputs than it must."""
+
+    def __getitem__(self, index: int) -> Sample:
+        return {**self.inputs(index), TARGET: self.target(index)}
+
+
 class WithoutTarget(Dataset[Sample]):
     """The same samples without their label; what is not there cannot be learned from."""
 
@@ -61,6 +79,8 @@ class WithoutTarget(Dataset[Sample]):
         return len(self._labelled)  # type: ignore[arg-type]
 
     def __getitem__(self, index: int) -> Sample:
+        if isinstance(self._labelled, LabelledDataset):
+            return self._labelled.inputs(index)
         return {key: tensor for key, tensor in self._labelled[index].items() if key != TARGET}
 
 
@@ -116,6 +136,9 @@ class TaskDataModule(LightningDataModule, ABC):
         num_workers: Loader processes.
         seed: Order of the training samples.
     """
+
+    #: Which inputs the task sees: tasks with equal pools have equal inputs at equal indices of a split. None: its own.
+    pool: Hashable | None = None
 
     def __init__(self, batch_size: int = 32, eval_batch_size: int = 64, num_workers: int = 0, seed: int = 0) -> None:
         super().__init__()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -29,8 +29,23 @@ class Task(nn.Module, ABC):
     outputs: Literal["classes", "tokens", "values"]
 
     @abstractmethod
+    def features(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Return what the head reads of the backbone; depends on the model and :meth:`reads`, on no head."""
+
+    @abstractmethod
+    def predict(self, features: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Return the prediction from the features, in the form that loss and metrics take."""
+
     def forward(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Return the prediction for a batch, in the form that loss and metrics take."""
+        """Return the prediction for a batch."""
+        return self.predict(self.features(model, inputs), inputs)
+
+    def reads(self) -> Hashable:
+        """Return what tells :meth:`features` apart: tasks with equal values have equal features on equal inputs.
+
+        By default those of one class; a subclass whose features depend on an argument adds it.
+        """
+        return type(self).features
 
     @abstractmethod
     def loss(self, prediction: Tensor, target: Tensor) -> Tensor:

@@ -26,9 +26,9 @@ class TextClassification(TextTask):
         super().__init__(num_classes, hidden_size)
         self.num_classes = num_classes
 
-    def forward(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+    def predict(self, features: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
         """Return class logits, (N, num_classes)."""
-        return self.scores(model, inputs)
+        return self.scores(features)
 
     def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
         """Return the mean cross entropy, in nats."""

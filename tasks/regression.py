@@ -46,9 +46,9 @@ class TextRegression(TextTask):
         self.mean.copy_(targets.double().mean())
         self.std.copy_(std)
 
-    def forward(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+    def predict(self, features: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
         """Return predictions in the target's unit, (N,)."""
-        return self.scores(model, inputs).squeeze(-1) * self.std + self.mean
+        return self.scores(features).squeeze(-1) * self.std + self.mean
 
     def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
         """Return the mean squared error in units of the targets' variance: 1 is as good as their mean."""

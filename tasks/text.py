@@ -28,9 +28,11 @@ class TextTask(Task):
         self.hidden_size = hidden_size
         self.linear = nn.Linear(hidden_size, num_outputs)
 
-    def scores(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+    def features(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Return the mean over valid tokens of the encoder's last hidden state, (N, hidden_size)."""
+        return mean_pool(model(**inputs).last_hidden_state, inputs["attention_mask"])
+
+    def scores(self, features: Tensor) -> Tensor:
         """Return the head's raw output, (N, num_outputs), in the head's dtype."""
-        hidden = model(**inputs).last_hidden_state
-        features = mean_pool(hidden, inputs["attention_mask"])
         scores: Tensor = self.linear(features.to(self.linear.weight.dtype))
         return scores
