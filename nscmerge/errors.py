@@ -44,3 +44,7 @@ class OutputError(NSCMergeError, OSError):
 
 class DatasetNotFoundError(NSCMergeError, FileNotFoundError):
     """A data set, or the package that carries it, is missing or not the expected one."""
+
+
+class DataError(NSCMergeError, ValueError):
+    """A file of a data set cannot be used: truncated, of the wrong size or bit depth, or with labels out of range."""
