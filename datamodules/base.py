@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -16,12 +16,16 @@ from nscmerge.errors import ShapeError
 
 Sample = dict[str, Tensor]
 Split = Literal["train", "val", "test"]
+#: Whose samples they are: one task's, or those of several tasks with the same inputs.
+TaskKey = str | tuple[str, ...]
 #: The one key of a sample that holds its label.
 TARGET = "target"
 
 
 def collate(samples: Sequence[Sample]) -> Sample:
     """Return one batch: every key stacked along a new first dimension, 1-D tensors padded right with 0 if they must.
+
+    Labels of several tasks, ``{task: tensor}``, are stacked task by task.
 
     Zero is also what masks a token in ``attention_mask``, so a padded position is never a valid one.
 
@@ -35,9 +39,12 @@ def collate(samples: Sequence[Sample]) -> Sample:
                 f"sample {i} of a batch has the keys {sorted(sample)}, sample 0 has {sorted(keys)}; "
                 "a data set must give every sample the same keys."
             )
-    batch = {}
+    batch: dict[str, Any] = {}
     for key in keys:
         tensors = [sample[key] for sample in samples]
+        if isinstance(tensors[0], Mapping):
+            batch[key] = collate(tensors)
+            continue
         shapes = {tuple(t.shape) for t in tensors}
         if len(shapes) == 1:
             batch[key] = torch.stack(tensors)
@@ -152,6 +159,10 @@ class TaskDataModule(LightningDataModule, ABC):
     def unlabelled(self, split: Split) -> Dataset[Sample]:
         """Return one split without labels: the only data that learning a merge gets to see."""
         return without_target(self.dataset(split))
+
+    def describe(self) -> dict[str, Any]:
+        """Return what a record of results says of the data, JSON-able; called after :meth:`setup`."""
+        return {}
 
     def train_dataloader(self) -> DataLoader[Sample]:
         """Return shuffled, labelled training batches; the order depends on ``seed`` alone."""

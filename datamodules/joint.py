@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from datamodules.base import Sample, Split, TaskDataModule, evaluation_loader, evenly_spaced
+from datamodules.base import Sample, Split, TaskDataModule, TaskKey, evaluation_loader, evenly_spaced
+from datamodules.shared import SharedDataset, check_pool, pools
 from datamodules.stream import EndlessStream, JointBatch, SequentialBatches, StreamLoader
 from nscmerge.errors import ConfigError
 
 
 class JointDataModule(LightningDataModule):
     """Joins tasks: fit and validate yield ``{task: inputs}`` without labels, test has one labelled loader per task.
+
+    With ``share_batches``, tasks whose data modules state the same ``pool`` are served by one set of inputs: the key of
+    a batch is then the tuple of their names, and a labelled batch holds ``{"target": {task: tensor}}``.
 
     Args:
         tasks: One data module per task, by task name.
@@ -25,6 +31,9 @@ class JointDataModule(LightningDataModule):
         seed: Order in which samples are drawn.
         val_seed: Which samples ``val_samples``, and limits on a labelled split other than test, take: a seeded draw.
             None takes the first, or evenly spaced ones.
+        share_batches: Serve tasks of equal inputs together: one forward pass instead of one per task, as Algorithm 1 of
+            NSC has it.
+        note: What every result made from these data says of them; None takes what the tasks' data call themselves.
 
     Raises:
         ConfigError: No task, a task without a name, or a size below 1.
@@ -41,6 +50,8 @@ class JointDataModule(LightningDataModule):
         seed: int = 0,
         val_seed: int | None = None,
         test_samples: int | None = None,
+        share_batches: bool = False,
+        note: str | None = None,
     ) -> None:
         super().__init__()
         if not tasks:
@@ -59,11 +70,23 @@ class JointDataModule(LightningDataModule):
         self.tasks, self.batch_size, self.split = dict(tasks), batch_size, split
         self.val_samples, self.test_batch_size, self.test_samples = val_samples, test_batch_size, test_samples
         self.num_workers, self.seed, self.val_seed = num_workers, seed, val_seed
+        self.share_batches, self._note = share_batches, note
 
     @property
     def task_names(self) -> list[str]:
-        """Names of the tasks, in the order of the test loaders."""
+        """Names of the tasks."""
         return list(self.tasks)
+
+    @property
+    def batch_keys(self) -> list[TaskKey]:
+        """Whose inputs a batch holds, in the order of the test loaders: a task, or tasks that share their inputs."""
+        return pools(self.tasks) if self.share_batches else list(self.tasks)
+
+    @property
+    def note(self) -> str | None:
+        """What every result made from these data says of them; None where nobody says anything."""
+        said = dict.fromkeys(str(own["data"]) for d in self.tasks.values() if "data" in (own := d.describe()))
+        return self._note if self._note is not None else "; ".join(said) or None
 
     def prepare_data(self) -> None:
         """Fetch what the tasks' data need; does nothing the second time."""
@@ -74,7 +97,8 @@ class JointDataModule(LightningDataModule):
         """Read the tasks' data; for fit, check that every task can fill a batch.
 
         Raises:
-            ConfigError: A task has fewer samples than one batch, or the processes cannot share a batch evenly.
+            ConfigError: A task has fewer samples than one batch, the processes cannot share a batch evenly, or tasks
+                that state the same pool have different inputs.
         """
         world_size = self._place()[1]
         if stage == "fit" and self.batch_size % world_size:
@@ -84,9 +108,12 @@ class JointDataModule(LightningDataModule):
             )
         for data in self.tasks.values():
             data.setup(stage or "fit")
+        for key in self.batch_keys:
+            if not isinstance(key, str):
+                check_pool({task: self.tasks[task] for task in key}, "test" if stage == "test" else self.split)
         if stage == "fit":
-            for task, dataset in self._unlabelled().items():
-                self._check_size(task, len(dataset), self.batch_size, "one batch")  # type: ignore[arg-type]
+            for key, dataset in self._unlabelled().items():
+                self._check_size(key, len(dataset), self.batch_size, "one batch")  # type: ignore[arg-type]
 
     def train_dataloader(self) -> DataLoader[JointBatch]:
         """Return the endless label-free stream, from the step at which training stands."""
@@ -97,21 +124,21 @@ class JointDataModule(LightningDataModule):
     def val_dataloader(self) -> DataLoader[JointBatch]:
         """Return label-free batches of all tasks over the first ``val_samples`` of each."""
         rank, world_size = self._place()
-        datasets = {task: self._drawn(dataset) for task, dataset in self._unlabelled().items()}
-        for task, dataset in datasets.items():
+        datasets = {key: self._drawn(dataset) for key, dataset in self._unlabelled().items()}
+        for key, dataset in datasets.items():
             have = min(self.val_samples, len(dataset))  # type: ignore[arg-type]
-            self._check_size(task, have, world_size, "one validation sample for each process")
+            self._check_size(key, have, world_size, "one validation sample for each process")
         batches = SequentialBatches(datasets, self.batch_size, rank, world_size, samples=self.val_samples)
         return DataLoader(batches, batch_size=None, num_workers=self.num_workers)
 
     def test_dataloader(self) -> list[DataLoader[Sample]]:
-        """Return one labelled loader per task, in the order of ``task_names``."""
+        """Return one labelled loader per entry of ``batch_keys``, in that order."""
         return list(self.labelled_dataloaders("test", self.test_samples).values())
 
     def labelled_dataloaders(
         self, split: Split, samples: int | None = None, batch_size: int | None = None
-    ) -> dict[str, DataLoader[Sample]]:
-        """Return one labelled loader per task, for what compares merges with labels; learning never asks for it.
+    ) -> dict[TaskKey, DataLoader[Sample]]:
+        """Return one labelled loader per entry of ``batch_keys``: for comparing merges by labels, never for learning.
 
         Args:
             split: Which one.
@@ -119,19 +146,32 @@ class JointDataModule(LightningDataModule):
             batch_size: Samples per batch; ``test_batch_size`` if None.
         """
         rank, world_size = self._place()
+        datasets = {key: self._labelled(key, split) for key in self.batch_keys}
         return {
-            task: evaluation_loader(
-                evenly_spaced(data.dataset(split) if split == "test" else self._drawn(data.dataset(split)), samples),
+            key: evaluation_loader(
+                evenly_spaced(dataset if split == "test" else self._drawn(dataset), samples),
                 batch_size or self.test_batch_size,
                 self.num_workers,
                 rank=rank,
                 world_size=world_size,
             )
-            for task, data in self.tasks.items()
+            for key, dataset in datasets.items()
         }
 
-    def _unlabelled(self) -> dict[str, Dataset[Sample]]:
-        return {task: data.unlabelled(self.split) for task, data in self.tasks.items()}
+    def describe(self) -> dict[str, Any]:
+        """Return what a record of results says of the data, JSON-able: options, and what each task says of its own."""
+        own = {task: data.describe() for task, data in self.tasks.items()}
+        options = ("batch_size", "split", "val_samples", "test_samples", "seed", "val_seed", "share_batches")
+        return {**{name: getattr(self, name) for name in options}, "tasks": own}
+
+    def _labelled(self, key: TaskKey, split: Split) -> Dataset[Sample]:
+        if isinstance(key, str):
+            return self.tasks[key].dataset(split)
+        return SharedDataset({task: self.tasks[task].dataset(split) for task in key})
+
+    def _unlabelled(self) -> dict[TaskKey, Dataset[Sample]]:
+        first = {key: key if isinstance(key, str) else key[0] for key in self.batch_keys}
+        return {key: self.tasks[task].unlabelled(self.split) for key, task in first.items()}
 
     def _drawn(self, dataset: Dataset[Sample]) -> Dataset[Sample]:
         if self.val_seed is None:
@@ -145,8 +185,9 @@ class JointDataModule(LightningDataModule):
     def _step(self) -> int:
         return self.trainer.global_step * self.trainer.accumulate_grad_batches if self.trainer else 0
 
-    def _check_size(self, task: str, got: int, needed: int, what: str) -> None:
+    def _check_size(self, key: TaskKey, got: int, needed: int, what: str) -> None:
         if got < needed:
+            task = key if isinstance(key, str) else ", ".join(key)
             raise ConfigError(
                 f"task '{task}' has {got} samples in its '{self.split}' split, {needed} are needed for {what}. "
                 "Give it more samples, or lower data.init_args.batch_size."

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
-from datamodules.base import Sample, collate, without_target
+from datamodules.base import Sample, TaskKey, collate, without_target
 
-#: Inputs of every task, by task name, then by input name.
-JointBatch = dict[str, Sample]
+#: Inputs of every task, by task name, then by input name; of tasks that share them by the tuple of their names.
+JointBatch = dict[TaskKey, Sample]
 
 
 def stable_seed(*parts: object) -> int:
@@ -29,21 +29,22 @@ class JointBatches(IterableDataset[JointBatch], ABC):
     """Batches ``{task: inputs}``, numbered by step; loader worker w of n yields steps w, w + n, ...
 
     Args:
-        datasets: One data set per task; labels are dropped here, whoever passes them in.
+        datasets: One data set per task, or per tuple of tasks that share it; labels are dropped here, whoever passes
+            them in.
         batch_size: Samples per task and step over all processes.
         rank: This process.
         world_size: Number of processes; process r takes every ``world_size``-th sample of a step, from r on.
     """
 
     def __init__(
-        self, datasets: Mapping[str, Dataset[Sample]], batch_size: int, rank: int = 0, world_size: int = 1
+        self, datasets: Mapping[TaskKey, Dataset[Sample]], batch_size: int, rank: int = 0, world_size: int = 1
     ) -> None:
         super().__init__()
         self.datasets = {task: without_target(dataset) for task, dataset in datasets.items()}
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
 
     @abstractmethod
-    def indices(self, task: str, step: int) -> list[int]:
+    def indices(self, task: TaskKey, step: int) -> list[int]:
         """Return the samples of ``task`` that all processes together draw at ``step``."""
 
     @abstractmethod
@@ -66,11 +67,12 @@ class EndlessStream(JointBatches):
 
     Pass p of a task is a fresh permutation seeded by (seed, task name, p), so step t draws the same samples on any
     number of processes and workers and wherever a run was resumed, and adding a task does not change the others.
+    Tasks that share their inputs draw once for all of them, what the first of them would draw alone.
     """
 
     def __init__(
         self,
-        datasets: Mapping[str, Dataset[Sample]],
+        datasets: Mapping[TaskKey, Dataset[Sample]],
         batch_size: int,
         rank: int = 0,
         world_size: int = 1,
@@ -80,21 +82,22 @@ class EndlessStream(JointBatches):
     ) -> None:
         super().__init__(datasets, batch_size, rank, world_size)
         self.seed, self.start = seed, start
-        self._order: dict[str, tuple[int, Tensor]] = {}  # the pass that each task is in
+        self._order: dict[TaskKey, tuple[int, Tensor]] = {}  # the pass that each task is in
 
     def steps(self) -> Iterator[int]:
         """Return all steps from ``start`` on."""
         return itertools.count(self.start)
 
-    def indices(self, task: str, step: int) -> list[int]:
+    def indices(self, task: TaskKey, step: int) -> list[int]:
         """Return ``batch_size`` samples; those of two passes where the step lies across their border."""
         size = len(self.datasets[task])  # type: ignore[arg-type]
         positions = range(step * self.batch_size, (step + 1) * self.batch_size)
         return [int(self._permutation(task, size, p // size)[p % size]) for p in positions]
 
-    def _permutation(self, task: str, size: int, number: int) -> Tensor:
+    def _permutation(self, task: TaskKey, size: int, number: int) -> Tensor:
         if self._order.get(task, (-1,))[0] != number:
-            generator = torch.Generator().manual_seed(stable_seed(self.seed, task, number))
+            name = task if isinstance(task, str) else task[0]
+            generator = torch.Generator().manual_seed(stable_seed(self.seed, name, number))
             self._order[task] = number, torch.randperm(size, generator=generator)
         return self._order[task][1]
 
@@ -104,7 +107,7 @@ class SequentialBatches(JointBatches):
 
     def __init__(
         self,
-        datasets: Mapping[str, Dataset[Sample]],
+        datasets: Mapping[TaskKey, Dataset[Sample]],
         batch_size: int,
         rank: int = 0,
         world_size: int = 1,
@@ -118,7 +121,7 @@ class SequentialBatches(JointBatches):
         """Return the steps until every task has run out."""
         return iter(range(len(self)))
 
-    def indices(self, task: str, step: int) -> list[int]:
+    def indices(self, task: TaskKey, step: int) -> list[int]:
         """Return the next samples in order, fewer or none at the end."""
         last = min((step + 1) * self.batch_size, self.sizes[task])
         return list(range(step * self.batch_size, last))

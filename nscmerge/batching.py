@@ -1,4 +1,7 @@
-"""Fuse the tasks' inputs into as few batches as their shapes allow, remembering whose rows are whose."""
+"""Fuse the tasks' inputs into as few batches as their shapes allow, remembering whose rows are whose.
+
+A batch is ``{task: inputs}``; where tasks share their inputs the key is the tuple of their names.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,13 @@ from nscmerge.errors import ConfigError
 
 Inputs = Mapping[str, Tensor]
 MASK = "attention_mask"
+#: Whose inputs they are: one task's, or those of several tasks that share them.
+TaskKey = str | tuple[str, ...]
+
+
+def tasks_of(key: TaskKey) -> tuple[str, ...]:
+    """Return the tasks that a key of a batch names."""
+    return (key,) if isinstance(key, str) else tuple(key)
 
 
 @dataclass(frozen=True)
@@ -20,13 +30,26 @@ class Group:
 
     Attributes:
         inputs: ``{argument: (N, ...)}``; rows of all its tasks, padded to one length.
-        rows: ``{task: slice of N}``, contiguous.
+        rows: ``{task: slice of N}``, contiguous; tasks that share their inputs have the same rows.
         mask: bool (N, T) from the attention mask, or None where every token counts.
     """
 
     inputs: dict[str, Tensor]
     rows: dict[str, slice]
     mask: Tensor | None
+
+    @property
+    def owners(self) -> list[tuple[slice, list[str]]]:
+        """Every distinct run of rows, and the tasks whose rows they are."""
+        found: dict[tuple[int, int], list[str]] = {}
+        for task, rows in self.rows.items():
+            found.setdefault((rows.start, rows.stop), []).append(task)
+        return [(slice(*span), tasks) for span, tasks in found.items()]
+
+    @property
+    def shared(self) -> bool:
+        """Whether some rows belong to several tasks."""
+        return len(self.owners) < len(self.rows)
 
     def part(self, rows: slice | Tensor) -> dict[str, Tensor]:
         """Return the inputs of some rows, without the tokens at either end that are padding in all of them."""
@@ -39,18 +62,25 @@ class Group:
         return {name: value[:, first : last + 1] if name in ragged else value for name, value in inputs.items()}
 
 
-def fuse(batch: Mapping[str, Inputs]) -> list[Group]:
+def fuse(batch: Mapping[str, Inputs] | Mapping[TaskKey, Inputs]) -> list[Group]:
     """Return the groups of one multi-task batch, in the order in which their first tasks stand.
 
     Tasks share a group when their inputs have the same names, dtypes and shapes, sequence length aside where an
     attention mask says which tokens are padding.
 
+    Args:
+        batch: ``{task: inputs}``, or ``{(task, task, ...): inputs}`` for tasks that share their inputs.
+
     Raises:
-        ConfigError: An input is no tensor, a task's inputs differ in batch size, or the batch still holds a target.
+        ConfigError: An input is no tensor, a task's inputs differ in batch size, the batch still holds a target, or a
+            task stands in it twice.
     """
-    groups: dict[tuple[object, ...], dict[str, Inputs]] = {}
-    for task, inputs in batch.items():
-        groups.setdefault(_signature(task, inputs), {})[task] = inputs
+    named = [task for key in batch for task in tasks_of(key)]
+    if twice := sorted({task for task in named if named.count(task) > 1}):
+        raise ConfigError(f"the batch holds inputs of {', '.join(twice)} twice; a task belongs to one key of a batch.")
+    groups: dict[tuple[object, ...], dict[TaskKey, Inputs]] = {}
+    for key, inputs in batch.items():
+        groups.setdefault(_signature(", ".join(tasks_of(key)), inputs), {})[key] = inputs
     return [_fuse_group(group) for group in groups.values()]
 
 
@@ -91,11 +121,12 @@ def _ragged(inputs: Inputs) -> set[str]:
     return {name for name, value in inputs.items() if value.shape[:2] == inputs[MASK].shape}
 
 
-def _fuse_group(group: Mapping[str, Inputs]) -> Group:
-    rows, start = {}, 0
-    for task, inputs in group.items():
+def _fuse_group(group: Mapping[TaskKey, Inputs]) -> Group:
+    rows: dict[str, slice] = {}
+    start = 0
+    for key, inputs in group.items():
         size = len(next(iter(inputs.values())))
-        rows[task] = slice(start, start + size)
+        rows |= dict.fromkeys(tasks_of(key), slice(start, start + size))
         start += size
     fused = {}
     first = next(iter(group.values()))

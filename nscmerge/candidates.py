@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from nscmerge.adapters import Adapter
 from nscmerge.base_model import resolve_source
-from nscmerge.errors import AdapterError
+from nscmerge.errors import AdapterError, ConfigError
 from nscmerge.factors import LowRank
 from nscmerge.lazy import Lazy
 from nscmerge.merging import merge
@@ -33,16 +33,25 @@ class ClosedForm:
         lam: Scale of the update.
         variant: ``original``, or ``papercode`` where the method has one.
         options: The method's other options.
+        only: Merge these experts alone, whatever is tested; None merges all.
     """
 
     method: str
     lam: float = 1.0
     variant: str = "original"
     options: dict[str, Any] = field(default_factory=dict)
+    only: list[str] | None = None
 
     def merge(self, experts: Mapping[str, Adapter]) -> Update:
-        """Return the merge; raises as :func:`nscmerge.merging.merge`."""
-        return merge(experts, self.method, variant=self.variant, lam=self.lam, **self.options)
+        """Return the merge; raises as :func:`nscmerge.merging.merge`.
+
+        Raises:
+            ConfigError: ``only`` names an expert that is not there.
+        """
+        if unknown := sorted(set(self.only or ()) - set(experts)):
+            raise ConfigError(f"'{self.method}' is to merge {unknown} only; there are the experts {sorted(experts)}.")
+        chosen = experts if self.only is None else {task: experts[task] for task in self.only}
+        return merge(chosen, self.method, variant=self.variant, lam=self.lam, **self.options)
 
 
 def expert_layers(model: nn.Module, adapter: Adapter, name: str) -> Layers:

@@ -20,7 +20,7 @@ from torchmetrics import MeanMetric
 from nscmerge.accumulation import sum_one_by_one
 from nscmerge.adapters import Adapter
 from nscmerge.base_model import load_base_model, resolve_source
-from nscmerge.batching import fuse
+from nscmerge.batching import TaskKey, fuse, tasks_of
 from nscmerge.coefficients import Coefficients
 from nscmerge.errors import ConfigError
 from nscmerge.folders import check_absent
@@ -32,14 +32,15 @@ from nscmerge.preflight import preflight
 from nscmerge.provenance import learned_recipe
 from nscmerge.update import Update
 
-Batch = Mapping[str, Mapping[str, Tensor]]
+Batch = Mapping[TaskKey, Mapping[str, Tensor]]
 
 
 class MergeModule(lightning.LightningModule):
     """Learns one merge coefficient per task and layer by minimising a label-free objective (Algorithm 1 of NSC).
 
-    ``trainer.fit`` learns; every batch is ``{task: {input name: tensor}}``, without labels. The whole batch runs as
-    one fused forward pass that stops at the last target layer, and only the coefficients receive a gradient.
+    ``trainer.fit`` learns; every batch is ``{task: {input name: tensor}}``, without labels; tasks that share their
+    inputs stand under one key, the tuple of their names. The whole batch runs as one fused forward pass that stops at
+    the last target layer, and only the coefficients receive a gradient.
 
     Args:
         base_model: Frozen base: local folder, hub id, ``package:NAME/FOLDER``, ``timm:NAME``, or a module, which is
@@ -51,8 +52,8 @@ class MergeModule(lightning.LightningModule):
         bounds: Clamp coefficients to (low, high) in the forward pass; None leaves them free.
         optimizer: From parameters to optimizer; default AdamW with torch defaults (lr 1e-3, weight decay 0.01).
         scheduler: From optimizer to a scheduler that steps with every batch; None keeps the learning rate constant.
-        accumulate: ``fused`` runs all tasks in one graph; ``task`` builds one task's graph at a time, same gradient,
-            less memory.
+        accumulate: ``fused`` runs all tasks in one graph; ``task`` builds one graph at a time, of one task or of those
+            that share their inputs: same gradient, less memory.
         dtype: Dtype of the base model; None keeps the stored one. Coefficients and geometry stay fp32.
         base_sha256: Hash that a local base model's weights must have; None takes any.
         output: Merge folder to write when the fit ends; must not exist yet. None writes nothing.
@@ -176,17 +177,19 @@ class MergeModule(lightning.LightningModule):
         return loss
 
     def _losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Every task's loss with gradient: all of them in one graph, or each in a graph that is freed at once."""
+        """Every task's loss with gradient: all of them in one graph, or graph by graph, each freed at once."""
         merged = self._attached()
         losses: dict[str, Tensor] = {}
         if self.accumulate == "fused":
             for group in fuse(batch):
                 losses |= self.objective.losses(merged, group)
             return losses
-        for task in batch:
-            (group,) = fuse({task: batch[task]})
-            (value,) = self.objective.losses(merged, group).values()
-            losses[task] = sum_one_by_one([value], merged.parameters)
+        for key in batch:
+            (group,) = fuse({key: batch[key]})
+            found = self.objective.losses(merged, group)
+            whole = sum_one_by_one([torch.stack(list(found.values())).sum()], merged.parameters)
+            # Their total weighs all tasks alike, so any one of them may carry the gradient of all in this graph.
+            losses |= {task: value.detach() + (whole - whole.detach()) / len(found) for task, value in found.items()}
         return losses
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
@@ -260,5 +263,5 @@ class MergeModule(lightning.LightningModule):
         return self.merged
 
     def _check_tasks(self, batch: Batch) -> None:
-        if unknown := set(batch) - set(self.tasks):
+        if unknown := {task for key in batch for task in tasks_of(key)} - set(self.tasks):
             raise ConfigError(f"the data have tasks {sorted(unknown)} without an expert; experts are {self.tasks}.")

@@ -69,6 +69,7 @@ def _options(module: MergeModule) -> dict[str, Any]:
         options["processes"] = trainer.world_size
         data = getattr(trainer, "datamodule", None)
         options["data"] = {name: getattr(data, name, None) for name in ("batch_size", "split", "seed")}
+        options["data"] |= {name: said for name in ("share_batches", "note") if (said := getattr(data, name, None))}
         for optimizer in trainer.optimizers:
             options["optimizer"] = {"name": type(optimizer).__name__, **optimizer.defaults}
     return options

@@ -75,6 +75,14 @@ class Switch:
             replace_module(self._model, path, layer.base)
 
 
+def by_update(active: Mapping[str, str | None]) -> dict[str | None, list[str]]:
+    """Return the tasks by the update that is active for them, from the update by task: one pass serves each list."""
+    found: dict[str | None, list[str]] = {}
+    for task, update in active.items():
+        found.setdefault(update, []).append(task)
+    return found
+
+
 def attach_switch(model: nn.Module, candidates: Mapping[str, Layers]) -> Switch:
     """Replace every linear layer that some candidate updates, in place, and return the handle.
 

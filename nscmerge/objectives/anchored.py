@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -81,15 +82,18 @@ class AnchoredNSC(NSC):
         """Return ``{task: penalty}`` with gradient; counts the group's gaps, over all processes, into their means."""
         anchors = self._expert_samples(merged, group, training_ratio)
         samples = self.samples(merged, group, training_ratio)
-        self._count(group, samples.detach().cpu().double() - anchors, samples.device)
-        return {task: self._penalised(samples[rows].mean(), self.mean_gap(task)) for task, rows in group.rows.items()}
+        together = torch.cat(list(samples.values())).detach()
+        # One transfer for all tasks, for each waits for the device.
+        apart = together.cpu().double().split([len(own) for own in samples.values()])
+        self._count({task: own - anchors[task] for task, own in zip(samples, apart, strict=True)}, together.device)
+        return {task: self._penalised(own.mean(), self.mean_gap(task)) for task, own in samples.items()}
 
     @torch.no_grad()
     def report(self, merged: MergedModel, group: Group) -> dict[str, Tensor]:
         """Return ``{task: gap}`` of the ratios in the reported form, without floor."""
         samples = self.samples(merged, group, residual_ratio)
-        anchors = self._expert_samples(merged, group, residual_ratio).to(samples)
-        return {task: (samples[rows] - anchors[rows]).mean() for task, rows in group.rows.items()}
+        anchors = self._expert_samples(merged, group, residual_ratio)
+        return {task: (own - anchors[task].to(own)).mean() for task, own in samples.items()}
 
     def mean_gap(self, task: str) -> float:
         """Return the mean gap of ``task`` as ``memory`` weighs it."""
@@ -130,12 +134,12 @@ class AnchoredNSC(NSC):
             value, slope = gap**2, 2 * gap
         return value + slope * (omega - omega.detach())
 
-    def _count(self, group: Group, gaps: Tensor, device: torch.device) -> None:
-        """Add (N,) gaps to the mean of their tasks; every process adds those of all."""
-        new = gaps.new_zeros(2, len(self._tasks))
-        for task, rows in group.rows.items():
+    def _count(self, gaps: Mapping[str, Tensor], device: torch.device) -> None:
+        """Add the gaps of samples, fp64 on the CPU, to the mean of their tasks; every process adds those of all."""
+        new = torch.zeros(2, len(self._tasks), dtype=torch.float64)
+        for task, own in gaps.items():
             k = self._tasks.index(task)
-            new[0, k], new[1, k] = gaps[rows].sum(), rows.stop - rows.start
+            new[0, k], new[1, k] = own.sum(), len(own)
         # The slope must be one over all processes, or several would not follow the path of one.
         if distributed.is_available() and distributed.is_initialized():
             new = new.to(device)  # where the processes talk
@@ -151,15 +155,14 @@ class AnchoredNSC(NSC):
         return [task for task in self._sums if self._tasks.index(task) in owners]
 
     @torch.no_grad()
-    def _expert_samples(self, merged: MergedModel, group: Group, ratio: Ratio) -> Tensor:
-        """Return every sample's ratio under its own expert, (N,) fp64 on the CPU; measures those not met before."""
-        found: list[float] = []
-        for task, rows in group.rows.items():
-            keys = sample_keys(group, task, ratio.__name__)
+    def _expert_samples(self, merged: MergedModel, group: Group, ratio: Ratio) -> dict[str, Tensor]:
+        """Return every sample's ratio under its own expert, fp64 on the CPU; measures those not met before."""
+        found = {}
+        for task, keys in sample_keys(group, ratio.__name__).items():
             if new := [i for i, key in enumerate(keys) if key not in self.anchors]:
-                part = samples_of(group, task, [rows.start + i for i in new])
+                part = samples_of(group, task, [group.rows[task].start + i for i in new])
                 with merged.alone(self._tasks.index(task)):
-                    values = self.samples(merged, part, ratio).tolist()
+                    values = self.samples(merged, part, ratio)[task].tolist()
                 self.anchors.update({keys[i]: value for i, value in zip(new, values, strict=True)})
-            found += [self.anchors[key] for key in keys]
-        return torch.tensor(found, dtype=torch.float64)
+            found[task] = torch.tensor([self.anchors[key] for key in keys], dtype=torch.float64)
+        return found

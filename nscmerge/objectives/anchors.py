@@ -48,31 +48,41 @@ class Anchors:
         self._ratios = dict(zip(state["keys"].tolist(), state["ratios"].tolist(), strict=True))
 
 
-def sample_keys(group: Group, task: str, what: str) -> list[int]:
-    """Return one 64-bit key per sample of ``task``, from the content of its inputs without padding.
+def sample_keys(group: Group, what: str) -> dict[str, list[int]]:
+    """Return one 64-bit key per task and sample, from the content of its inputs without padding.
 
     Batches carry no sample numbers, and content is the better identity: it holds for any loader, and across epochs,
     resumed runs and processes. Two samples with equal inputs have equal ratios; among n different ones some two share a
     key with a probability of about n^2 / 4e19.
 
     Args:
-        group: Fused batch.
-        task: Whose rows.
+        group: Fused batch; what several tasks share is read once.
         what: What is to be kept of the samples, so that two such things do not meet.
     """
-    rows, mask = group.rows[task], group.mask
+    keys: dict[str, list[int]] = {}
+    for rows, tasks in group.owners:
+        contents = _contents(group, rows)
+        for task in tasks:
+            digests = (hashlib.blake2b(f"{what} {task}|".encode() + c, digest_size=8).digest() for c in contents)
+            keys[task] = [int.from_bytes(digest, "big", signed=True) for digest in digests]
+    return {task: keys[task] for task in group.rows}
+
+
+def _contents(group: Group, rows: slice) -> list[bytes]:
+    """Return a 128-bit hash of every row's inputs, padding left out."""
+    mask = group.mask
     own = {name: value[rows].detach().cpu() for name, value in sorted(group.inputs.items())}
     valid = mask[rows].cpu() if mask is not None else None
-    keys = []
+    found = []
     for i in range(rows.stop - rows.start):
-        digest = hashlib.blake2b(f"{what} {task}".encode(), digest_size=8)
+        digest = hashlib.blake2b(digest_size=16)
         for name, values in own.items():
             along_tokens = valid is not None and values.shape[:2] == valid.shape
             value = values[i][valid[i]] if valid is not None and along_tokens else values[i]
             digest.update(f"|{name} {value.dtype} {tuple(value.shape)}|".encode())
             digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-        keys.append(int.from_bytes(digest.digest(), "big", signed=True))
-    return keys
+        found.append(digest.digest())
+    return found
 
 
 def samples_of(group: Group, task: str, rows: Sequence[int]) -> Group:

@@ -47,7 +47,7 @@ class Objective(KeepsPrecision):
         """Return ``{task: scalar loss with gradient}`` of one fused group: the mean over that task's rows."""
 
     def total(self, losses: Sequence[Tensor]) -> Tensor:
-        """Return the loss of one step from those of its tasks: their mean (Eq. 5 of NSC)."""
+        """Return the loss of one step from those of its tasks, each weighing the same: their mean (Eq. 5 of NSC)."""
         return torch.stack(list(losses)).mean()
 
     @abstractmethod

@@ -15,6 +15,7 @@ from nscmerge.adapters import Adapter
 from nscmerge.batching import Group
 from nscmerge.errors import AdapterError, ConfigError
 from nscmerge.factors import LowRank
+from nscmerge.heads import predictions
 from nscmerge.merged_linear import MergedModel
 from nscmerge.objectives.base import Objective
 from nscmerge.objectives.greedy import end_of_answer, greedy_logits
@@ -154,14 +155,18 @@ class Entropy(Objective):
         return self._means(merged, group, lambda entropies: torch.stack(list(entropies)).sum())
 
     def _means(self, merged: MergedModel, group: Group, add: Sum) -> dict[str, Tensor]:
-        means = {}
-        for task, rows in group.rows.items():
-            if self._outputs[task] == "classes":
-                means[task] = entropy(self._class_logits(merged.model, task, group.part(rows))).mean()
-            else:
-                samples = [group.part(slice(i, i + 1)) for i in range(rows.start, rows.stop)]
-                means[task] = torch.stack([self._answer(merged.model, task, s, add) for s in samples]).mean()
-        return means
+        means: dict[str, Tensor] = {}
+        for rows, tasks in group.owners:
+            classes = {task: self.tasks[task] for task in tasks if self._outputs[task] == "classes"}
+            if classes:
+                for task, logits in predictions(merged.model, classes, group.part(rows)):
+                    means[task] = entropy(_class_logits(logits, task)).mean()
+            for task in tasks:
+                if task not in classes:
+                    samples = [group.part(slice(i, i + 1)) for i in range(rows.start, rows.stop)]
+                    answers = [self._answer(merged.model, task, sample, add) for sample in samples]
+                    means[task] = torch.stack(answers).mean()
+        return {task: means[task] for task in group.rows}
 
     def _answer(self, model: nn.Module, task: str, sample: Mapping[str, Tensor], add: Sum) -> Tensor:
         """One sample's entropy over the steps of its greedy answer, a scalar."""
@@ -177,15 +182,6 @@ class Entropy(Objective):
         total = add(entropies())
         return total if self.token_reduction == "sum" else total / steps
 
-    def _class_logits(self, model: nn.Module, task: str, inputs: Mapping[str, Tensor]) -> Tensor:
-        logits: Tensor = self.tasks[task](model, inputs)
-        if logits.ndim != 2 or logits.shape[-1] < 2:
-            raise ConfigError(
-                f"task '{task}': its output is {tuple(logits.shape)}; entropy needs logits of two classes or more, "
-                "(N, C). If the task is no classification, state its outputs as 'values' or 'tokens'."
-            )
-        return logits
-
     def _next_logits(self, model: nn.Module, task: str, inputs: Mapping[str, Tensor]) -> Tensor:
         logits: Tensor = self.tasks[task](model, inputs)
         if logits.ndim not in (2, 3) or len(logits) != 1:
@@ -194,6 +190,15 @@ class Entropy(Objective):
                 "(1, T, V), or (1, V) at the last position."
             )
         return logits.flatten(0, -2)[-1]
+
+
+def _class_logits(logits: Tensor, task: str) -> Tensor:
+    if logits.ndim != 2 or logits.shape[-1] < 2:
+        raise ConfigError(
+            f"task '{task}': its output is {tuple(logits.shape)}; entropy needs logits of two classes or more, "
+            "(N, C). If the task is no classification, state its outputs as 'values' or 'tokens'."
+        )
+    return logits
 
 
 def _load_head(task: nn.Module, expert: Adapter, name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -17,6 +18,9 @@ from nscmerge.objectives.base import Objective
 from nscmerge.targets import Blocks, select_targets
 
 Ratio = Callable[[Tensor, Tensor, Tensor], Tensor]
+#: ``{layer: z}``, inputs of the target layers.
+Captured = Mapping[str, Tensor]
+Places = slice | Tensor
 
 
 class Basis(NamedTuple):
@@ -101,6 +105,7 @@ class NSC(Objective):
         self._live: set[str] = set()  # targets that lie behind some coefficient, as far as seen
         # Parameters, not buffers: DDP broadcasts buffers before every forward pass.
         self._rows, self._owners = nn.ParameterList(), nn.ParameterList()
+        self._spans: list[dict[int, slice]] = []  # by target: which of its rows are whose
 
     def prepare(self, model: nn.Module, experts: Mapping[str, Mapping[str, LowRank]]) -> None:
         """Select the target layers and compute every task's row space there, once, fp64 SVD stored in fp32.
@@ -120,6 +125,8 @@ class NSC(Objective):
         for target in self.targets:
             spaces = {k: row_space(e[target].A) for k, e in enumerate(experts.values()) if target in e}
             owners = torch.tensor([k for k, rows in spaces.items() for _ in rows], dtype=torch.long)
+            ends = list(itertools.accumulate(map(len, spaces.values())))
+            self._spans.append({k: slice(e - len(s), e) for (k, s), e in zip(spaces.items(), ends, strict=True)})
             rows = torch.cat(list(spaces.values())).float()
             self._rows.append(nn.Parameter(rows, requires_grad=False))
             self._owners.append(nn.Parameter(owners.to(rows.device), requires_grad=False))
@@ -136,31 +143,86 @@ class NSC(Objective):
 
     def losses(self, merged: MergedModel, group: Group) -> dict[str, Tensor]:
         """Return ``{task: Omega}`` with gradient from one truncated forward pass over the fused group."""
-        samples = self.samples(merged, group, training_ratio)
-        return {task: samples[rows].mean() for task, rows in group.rows.items()}
+        return {task: omega.mean() for task, omega in self.samples(merged, group, training_ratio).items()}
 
     @torch.no_grad()
     def report(self, merged: MergedModel, group: Group) -> dict[str, Tensor]:
         """Return ``{task: Omega}`` in the reported form, without floor."""
-        samples = self.samples(merged, group, residual_ratio)
-        return {task: samples[rows].mean() for task, rows in group.rows.items()}
+        return {task: omega.mean() for task, omega in self.samples(merged, group, residual_ratio).items()}
 
-    def samples(self, merged: MergedModel, group: Group, ratio: Ratio) -> Tensor:
-        """Return Omega of every sample of the group for its own task's adapter, (N,), by truncated forward passes."""
-        row_task = torch.cat(
-            [torch.full((rows.stop - rows.start,), self._tasks.index(task)) for task, rows in group.rows.items()]
-        )
-        bases = {t: Basis(self._rows[i], self._owners[i]) for i, t in enumerate(self.targets)}
-        found, order = [], []
+    def samples(self, merged: MergedModel, group: Group, ratio: Ratio) -> dict[str, Tensor]:
+        """Return ``{task: Omega of each of its samples}`` for the task's own adapter, by truncated forward passes.
+
+        A row that several tasks share runs once and counts for each of them.
+        """
+        of_part = self._shared_ratios if group.shared else self._own_ratios
+        parts = []
         for rows, inputs in by_length(group, self.buckets):
             captured = merged.capture(inputs, self.targets)
             self._live.update(target for target, z in captured.items() if z.requires_grad)
-            device = next(iter(captured.values())).device
-            own = row_task[rows].to(device)
             mask = inputs[MASK].bool() if group.mask is not None else None
-            found.append(sample_ratios(captured, own, bases, mask, reduction=self.reduction, ratio=ratio))
-            order.append(rows)
-        return torch.cat(found)[torch.cat(order).argsort()]
+            # A part sorted by length may hold nothing of some task.
+            places = {t: own for t, r in group.rows.items() if _count(own := _places(rows, r))}
+            parts.append((rows, places, of_part(captured, mask, places, ratio)))
+        if len(parts) == 1:
+            return parts[0][2]
+        whole = {}
+        for task in group.rows:
+            mine = [(rows[places[task]], omega[task]) for rows, places, omega in parts if task in places]
+            order = torch.cat([rows for rows, _ in mine]).argsort()
+            whole[task] = torch.cat([omega for _, omega in mine])[order]
+        return whole
+
+    def _own_ratios(
+        self, captured: Captured, mask: Tensor | None, places: Mapping[str, Places], ratio: Ratio
+    ) -> dict[str, Tensor]:
+        """Return every task's ratios where each row has one task: one product with all row spaces serves them all.
+
+        Args:
+            captured: Inputs of the target layers, n rows.
+            mask: bool (n, T), valid tokens, or None.
+            places: Which of the n rows are whose.
+            ratio: As for :func:`sample_ratios`.
+        """
+        z = next(iter(captured.values()))
+        task_of = torch.empty(len(z), dtype=torch.long)
+        for task, own in places.items():
+            task_of[own] = self._tasks.index(task)
+        bases = {t: Basis(self._rows[i], self._owners[i]) for i, t in enumerate(self.targets)}
+        omega = sample_ratios(captured, task_of.to(z.device), bases, mask, reduction=self.reduction, ratio=ratio)
+        return {task: omega[own] for task, own in places.items()}
+
+    def _shared_ratios(
+        self, captured: Captured, mask: Tensor | None, places: Mapping[str, Places], ratio: Ratio
+    ) -> dict[str, Tensor]:
+        """As :meth:`_own_ratios`, where rows have several tasks: each task reads its rows of what all captured."""
+        found = {}
+        for task, own in places.items():
+            k = self._tasks.index(task)
+            bases = {t: self._basis(i, k) for i, t in enumerate(self.targets) if k in self._spans[i]}
+            seen = {t: captured[t][own] for t in bases}
+            z = next(iter(seen.values()))
+            owner = torch.zeros(len(z), dtype=torch.long, device=z.device)
+            valid = mask[own] if mask is not None else None
+            found[task] = sample_ratios(seen, owner, bases, valid, reduction=self.reduction, ratio=ratio)
+        return found
+
+    def _basis(self, target: int, task: int) -> Basis:
+        """One task's row space at a target, its rows numbered as if there were no other task."""
+        rows = self._rows[target][self._spans[target][task]]
+        return Basis(rows, torch.zeros(len(rows), dtype=torch.long, device=rows.device))
+
+
+def _places(rows: Tensor, own: slice) -> Places:
+    """Return where in ``rows`` those of ``own`` stand; a slice, which copies nothing, where ``rows`` count up by 1."""
+    if bool((rows.diff() == 1).all()):
+        start, stop = (min(max(end - int(rows[0]), 0), len(rows)) for end in (own.start, own.stop))
+        return slice(start, stop)
+    return ((rows >= own.start) & (rows < own.stop)).nonzero().flatten()
+
+
+def _count(places: Places) -> int:
+    return places.stop - places.start if isinstance(places, slice) else len(places)
 
 
 def _shorten(names: Sequence[str], most: int = 4) -> str:

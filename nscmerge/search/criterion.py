@@ -8,10 +8,11 @@ from statistics import fmean
 from typing import Any
 
 from lightning import LightningDataModule
-from torch import Tensor, nn
+from torch import nn
 from torchmetrics import Metric
 
 from nscmerge.adapters import Adapter
+from nscmerge.batching import TaskKey
 
 #: Value by task.
 TaskValues = dict[str, float]
@@ -40,16 +41,22 @@ class Criterion(nn.Module, ABC):
         """Do what is done once, before any update is attached to the base model."""
 
     @abstractmethod
-    def batches(self, data: LightningDataModule) -> Iterator[tuple[str, dict[str, Tensor]]]:
-        """Yield (task, batch), the same in every call.
+    def batches(self, data: LightningDataModule) -> Iterator[tuple[TaskKey, dict[str, Any]]]:
+        """Yield (task, batch), the same in every call; the tuple of their names where tasks share the batch.
 
         Raises:
             ConfigError: The data module cannot give such batches.
         """
 
     @abstractmethod
-    def update(self, model: nn.Module, task: str, batch: Mapping[str, Tensor]) -> None:
-        """Add a batch of one task; ``model`` has the candidate switched on."""
+    def update(self, model: nn.Module, tasks: TaskKey, batch: Mapping[str, Any]) -> None:
+        """Add a batch for some tasks, by one forward pass where they read the same of the model.
+
+        Args:
+            model: Has the candidate switched on.
+            tasks: Task, or those of the tasks sharing the batch for which these weights are switched on.
+            batch: As :meth:`batches` gave it.
+        """
 
     @abstractmethod
     def compute(self) -> dict[str, TaskValues]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
+from nscmerge.batching import TaskKey, tasks_of
 from nscmerge.search.criterion import Criterion
 from nscmerge.search.hashes import tensors_sha256
 
@@ -25,8 +26,8 @@ class Work(NamedTuple):
     """One batch of one candidate; ``first`` and ``last`` say where the candidate begins and ends."""
 
     number: int
-    task: str
-    batch: dict[str, Tensor]
+    tasks: tuple[str, ...]
+    batch: dict[str, Any]
     first: bool
     last: bool
 
@@ -46,13 +47,25 @@ class Samples(NamedTuple):
 
         def tensors() -> Iterator[tuple[str, Tensor]]:
             nonlocal batches
-            for task, batch in criterion.batches(data):
+            for key, batch in criterion.batches(data):
                 batches += 1
-                tasks[task] = tasks.get(task, 0) + len(next(iter(batch.values())))
-                yield from ((f"{task}.{name}", tensor) for name, tensor in sorted(batch.items()))
+                named = list(_named(key, batch))
+                for task in tasks_of(key):
+                    tasks[task] = tasks.get(task, 0) + len(named[0][1])
+                yield from named
 
         sha256 = tensors_sha256(tensors())
         return cls(batches, tasks, sha256)
+
+
+def _named(key: TaskKey, batch: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors of a batch by name, labels of several tasks one by one."""
+    owner = ", ".join(tasks_of(key))
+    for name, value in sorted(batch.items()):
+        if isinstance(value, Mapping):
+            yield from ((f"{task}.{name}", tensor) for task, tensor in sorted(value.items()))
+        else:
+            yield f"{owner}.{name}", value
 
 
 class Plan(IterableDataset[Work]):
@@ -71,8 +84,8 @@ class Plan(IterableDataset[Work]):
     def __iter__(self) -> Iterator[Work]:
         for number, candidate in enumerate(self.candidates):
             last = self.samples[candidate.criterion].batches - 1
-            for i, (task, batch) in enumerate(self.criteria[candidate.criterion].batches(self.data)):
-                yield Work(number, task, batch, i == 0, i == last)
+            for i, (key, batch) in enumerate(self.criteria[candidate.criterion].batches(self.data)):
+                yield Work(number, tasks_of(key), batch, i == 0, i == last)
 
     def __len__(self) -> int:
         return sum(self.samples[candidate.criterion].batches for candidate in self.candidates)

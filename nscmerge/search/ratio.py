@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from nscmerge.adapters import Adapter
-from nscmerge.batching import fuse
+from nscmerge.batching import TaskKey, fuse, tasks_of
 from nscmerge.errors import ConfigError, TargetError
 from nscmerge.geometry import residual_ratio, row_space
 from nscmerge.objectives.nsc import Basis, sample_ratios
@@ -101,24 +101,31 @@ class NullSpaceRatio(Criterion):
         self._means = [[MeanMetric(nan_strategy="disable") for _ in experts] for _ in self.readings]
         self.metrics = nn.ModuleList(nn.ModuleList(means) for means in self._means)
 
-    def batches(self, data: LightningDataModule) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    def batches(self, data: LightningDataModule) -> Iterator[tuple[TaskKey, dict[str, Tensor]]]:
         """Yield the label-free validation batches task by task: a merge may keep weights per task."""
         for batch in islice(data.val_dataloader(), self.most):
             yield from batch.items()
 
-    def update(self, model: nn.Module, task: str, batch: Mapping[str, Tensor]) -> None:
+    def update(self, model: nn.Module, tasks: TaskKey, batch: Mapping[str, Tensor]) -> None:
         """Add the ratios of a batch, from one forward pass that stops at the last layer that is read."""
-        (group,) = fuse({task: batch})
-        captured = capture(model, group.inputs, {t: self._paths[t] for t in self._spaces[task]})
-        size = group.rows[task].stop
+        names = tasks_of(tasks)
+        (group,) = fuse({names: batch})
+        read = sorted({target for task in names for target in self._spaces[task]})
+        captured = capture(model, group.inputs, {target: self._paths[target] for target in read})
+        for task in names:
+            self._add(task, captured, group.mask)
+
+    def _add(self, task: str, captured: Mapping[str, Tensor], mask: Tensor | None) -> None:
+        """Add the ratios of one task's own adapter to its means, one for each reading."""
         for targets, means in zip(self.targets.values(), self._means, strict=True):
             bases = {}
             for target in targets:
                 if target in self._spaces[task]:
                     rows = self._spaces[task][target].to(captured[target].device)
                     bases[target] = Basis(rows, torch.zeros(len(rows), dtype=torch.long, device=rows.device))
-            owner = torch.zeros(size, dtype=torch.long, device=rows.device)
-            omega = sample_ratios(captured, owner, bases, group.mask, ratio=residual_ratio)
+            z = captured[next(iter(bases))]
+            owner = torch.zeros(len(z), dtype=torch.long, device=z.device)
+            omega = sample_ratios(captured, owner, bases, mask, ratio=residual_ratio)
             means[self._tasks.index(task)].update(omega)
 
     def compute(self) -> dict[str, TaskValues]:

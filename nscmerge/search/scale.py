@@ -26,7 +26,7 @@ from nscmerge.search.plan import Candidate, Plan, Samples, Work
 from nscmerge.search.result import SearchResult
 from nscmerge.search.signs import signs
 from nscmerge.search.size import growth
-from nscmerge.switch import Switch, attach_switch
+from nscmerge.switch import Switch, attach_switch, by_update
 
 BASE, EXPERT, JUDGE = "base", "expert", "judge"
 
@@ -130,6 +130,7 @@ class ScaleSearch(LightningModule):
             "base": base_identity(base, dtype, expected),
             "inputs": {task: adapter_identity(expert) for task, expert in self.experts.items()},
             "criteria": {n: criterion_identity(c, self.samples[n]) for n, c in self.criteria.items()},
+            **({"data": data.note} if getattr(data, "note", None) else {}),
         }
         self._keys = candidate_keys(self.origin, {BASE: BASE, EXPERT: EXPERT, **self.methods})
         stages = {"coarse grid": self._coarse, "fine grid": self._fine, "judge": self._judged}
@@ -169,13 +170,16 @@ class ScaleSearch(LightningModule):
         criterion = self.criteria[candidate.criterion]
         if work.first:
             criterion.reset()
-        self._activate(candidate, work.task)
-        criterion.update(self.model, work.task, work.batch)
+        switch = self._attach(candidate)
+        active = {task: None if candidate.method == BASE else self._active[task] for task in work.tasks}
+        for update, tasks in by_update(active).items():
+            switch.activate(update, candidate.lam)
+            criterion.update(self.model, tuple(tasks), work.batch)
         if work.last:
             self._journal.add(self._keys[candidate[:2]], candidate.lam, criterion.compute(), *candidate[:2])
 
-    def _activate(self, candidate: Candidate, task: str) -> None:
-        """Switch on the candidate's weights for a task; its method is attached if another one is."""
+    def _attach(self, candidate: Candidate) -> Switch:
+        """Return the switch of the candidate's method, which is attached if another one is."""
         method = EXPERT if candidate.method in (BASE, EXPERT) else candidate.method
         if self._attached != method:
             self._detach()
@@ -188,7 +192,7 @@ class ScaleSearch(LightningModule):
                 self._active = {task: task if task in found else method for task in self.experts}
             self._switch, self._attached = attach_switch(self.model, layers), method
         assert self._switch is not None  # for the type checker
-        self._switch.activate(None if candidate.method == BASE else self._active[task], candidate.lam)
+        return self._switch
 
     def _detach(self) -> None:
         if self._switch is not None:

@@ -148,9 +148,10 @@ def test_experts_run_once_per_sample_and_padding_does_not_make_another_sample():
 
 def test_keys_tell_samples_tasks_and_purposes_apart():
     (group,) = fuse({"a": {"x": torch.tensor([[1, 2], [1, 2], [2, 1]])}, "b": {"x": torch.tensor([[1, 2]])}})
-    first, twin, other = sample_keys(group, "a", "r")
+    keys = sample_keys(group, "r")
+    first, twin, other = keys["a"]
     assert first == twin
-    assert len({first, other, *sample_keys(group, "b", "r"), *sample_keys(group, "a", "s")[:1]}) == 4
+    assert len({first, other, *keys["b"], *sample_keys(group, "s")["a"][:1]}) == 4
 
 
 def test_memory_of_ratios_is_bounded_oldest_first():

@@ -198,8 +198,8 @@ def test_losses_that_are_not_finite_are_counted_and_never_chosen(monkeypatch):
     )
     state = {"lam": 0.0}
     one = search(methods=["task_arithmetic"], judge=None, grid=Grid(0.4, 0.8, 0.2, None))
-    activate = one._activate
-    one._activate = lambda candidate, task: (state.update(lam=candidate.lam), activate(candidate, task))
+    attach = one._attach
+    one._attach = lambda c: (state.update(lam=c.lam), attach(c))[1]
     found = one.run(Trainer(**QUIET), data())
     curve = found.methods[0].curves["loss"]
     assert curve.non_finite == 1
@@ -215,8 +215,8 @@ def test_no_finite_loss_at_all_is_one_error(monkeypatch, tmp_path):
     )
     state = {"merge": False}
     one = search(tmp_path / "out", ["task_arithmetic"], judge=None)
-    activate = one._activate
-    one._activate = lambda c, task: (state.update(merge=c.method not in ("base", "expert")), activate(c, task))
+    attach = one._attach
+    one._attach = lambda c: (state.update(merge=c.method not in ("base", "expert")), attach(c))[1]
     with pytest.raises(ConfigError, match=r"no feasible scale: all values between 0.2 and 0.8 .*'task_arithmetic' by"):
         one.run(Trainer(**QUIET), data())
     assert not (tmp_path / "out").exists()
