@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 
 def normalized_score(merged: float, expert: float, higher_is_better: bool) -> float:
@@ -16,14 +17,19 @@ def normalized_score(merged: float, expert: float, higher_is_better: bool) -> fl
         higher_is_better: Direction of the metric.
 
     Returns:
-        Percent. A negative correlation gives a negative score, which is meant. NaN where the ratio says nothing: an
-        expert at 0 where higher is better, or a NaN on either side. Where lower is better a merge at 0 gives infinity,
-        or 100 if the expert is at 0 too.
+        Percent. A negative correlation gives a negative score, which is meant. 0, with a warning, where the merged
+        score is not finite, or is 0 where lower is better: a broken merge, or a metric that saw nothing, must neither
+        lead a table nor drop out of its mean. NaN where the ratio says nothing: an expert that is not finite, or is at
+        0 where higher is better.
     """
     merged, expert = float(merged), float(expert)
-    above, below = (merged, expert) if higher_is_better else (expert, merged)
-    if below == 0:
-        if higher_is_better or math.isnan(above):
-            return math.nan
-        return 100.0 if above == 0 else math.inf
-    return 100 * above / below
+    if not math.isfinite(expert) or (higher_is_better and expert == 0):
+        return math.nan
+    if not math.isfinite(merged) or (not higher_is_better and merged == 0):
+        direction = "higher" if higher_is_better else "lower"
+        warnings.warn(
+            f"a merged score of {merged:g} ({direction} is better, the expert has {expert:g}) counts as 0 percent.",
+            stacklevel=2,
+        )
+        return 0.0
+    return 100 * merged / expert if higher_is_better else 100 * expert / merged

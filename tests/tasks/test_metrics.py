@@ -101,7 +101,16 @@ def test_normalized_scores_at_zero():
     assert math.isnan(normalized_score(0.5, 0.0, True))
     assert normalized_score(0.0, 0.5, True) == 0
     assert normalized_score(-0.2, 0.4, True) == -50
-    assert normalized_score(0.0, 0.5, False) == math.inf
-    assert normalized_score(0.0, 0.0, False) == 100
-    assert math.isnan(normalized_score(math.nan, 0.5, True))
-    assert math.isnan(normalized_score(0.0, math.nan, False))
+    for expert in (math.nan, math.inf):
+        assert math.isnan(normalized_score(0.5, expert, True))
+        assert math.isnan(normalized_score(0.0, expert, False))
+
+
+@pytest.mark.parametrize(
+    ("merged", "higher"),
+    [(0.0, False), (math.nan, False), (math.inf, False), (math.nan, True), (math.inf, True), (-math.inf, True)],
+)
+def test_a_broken_merge_counts_zero_with_a_warning(merged, higher):
+    for expert in (0.5, 0.5 if higher else 0.0):
+        with pytest.warns(UserWarning, match=f"a merged score of {merged:g}.*counts as 0 percent"):
+            assert normalized_score(merged, expert, higher) == 0
