@@ -37,8 +37,9 @@ Map = NDArray[np.float64]
 def scene(height: int, width: int, seed: int) -> tuple[NDArray[np.uint8], Mask]:
     """Return an edge map in 8 bit and the boundary, both (H, W)."""
     rng = np.random.default_rng(seed)
-    boundary, false = (thin(region_boundaries(regions(height, width, shapes, rng))) for shapes in (24, 10))
-    bend = [2.5 * field(rng, height, width, 15) for _ in range(2)]
+    boundary, false = (thin(region_boundaries(regions(height, width, shapes, rng))) for shapes in (38, 12))
+    scale = np.hypot(height, width) / 703  # 1 at 425 x 560
+    bend = [1.8 * scale * field(rng, height, width, 15) for _ in range(2)]
     places = np.mgrid[:height, :width] + np.stack(bend)
     strength = boundary * (0.6 + 0.25 * field(rng, height, width, 25)) + false * 0.3
     bent = map_coordinates(gaussian_filter(strength.clip(0), 1.5), places, order=1, mode="nearest") * 3.5

@@ -30,12 +30,12 @@ def pairs_within(first: Mask, second: Mask, radius: float) -> tuple[Indices, Ind
     stride = width + 2 * reach
     # Numbers of second's pixels on a grid with a margin, so that every shift of first's pixels stays on it.
     numbers = np.full((height + 2 * reach, stride), -1, np.int32)
-    rows, columns = np.nonzero(second)
+    rows, columns = np.divmod(np.flatnonzero(second), width)  # far faster than nonzero
     numbers[rows + reach, columns + reach] = np.arange(len(rows), dtype=np.int32)
     dy, dx = np.mgrid[-reach : reach + 1, -reach : reach + 1]
     near = dy**2 + dx**2 <= radius**2
     shifts = (dy * stride + dx)[near].astype(np.int32)
-    rows, columns = np.nonzero(first)
+    rows, columns = np.divmod(np.flatnonzero(first), width)
     places = ((rows + reach) * stride + columns + reach).astype(np.int32)
     found = numbers.reshape(-1)[places[:, None] + shifts]
     hits = found >= 0
@@ -55,13 +55,19 @@ def matched_pairs(first: Mask, second: Mask, radius: float) -> int:
         second: (H, W), bool.
         radius: Euclidean, pixels, inclusive.
     """
+    if np.count_nonzero(first) > np.count_nonzero(second):
+        first, second = second, first
     starts, neighbours = pairs_within(first, second, radius)
-    if not len(neighbours):
+    if not (pairs := len(neighbours)):
         return 0
-    n, m = len(starts) - 1, int(np.count_nonzero(second))
+    # Most pixels of a noisy map are near none of the other's: leave them out and number the rest anew.
+    near = np.zeros(neighbours.max() + 1, bool)
+    near[neighbours] = True
+    neighbours = (np.cumsum(near, dtype=np.int32) - 1)[neighbours]
+    starts = starts[np.concatenate([[True], np.diff(starts) > 0])]
+    n, m = len(starts) - 1, int(np.count_nonzero(near))
     # Nodes: source, first's pixels, second's pixels, sink; every edge carries one unit.
     source, sink = 0, n + m + 1
-    pairs = len(neighbours)
     indptr = np.concatenate([[0], n + starts, n + pairs + np.arange(1, m + 1), [n + pairs + m]]).astype(np.int32)
     indices = np.concatenate([np.arange(1, n + 1), neighbours + n + 1, np.full(m, sink)]).astype(np.int32)
     ones = np.ones(len(indices), np.int32)

@@ -37,7 +37,8 @@ def thin(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     grid[1:-1, 1:-1] = mask
     flat = grid.reshape(-1)
     steps = (1, 1 - stride, -stride, -1 - stride, -1, stride - 1, stride, stride + 1)
-    pixels = np.flatnonzero(flat)
+    rows, columns = np.divmod(np.flatnonzero(mask), max(width, 1))
+    pixels = (rows + 1) * stride + columns + 1
     before = -1
     while len(pixels) != before:
         before = len(pixels)
