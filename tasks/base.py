@@ -28,6 +28,9 @@ class Task(nn.Module, ABC):
     #: at every position, (N, T, V), or at the last, (N, V); or ``values``, which are no logits at all.
     outputs: Literal["classes", "tokens", "values"]
 
+    def check(self, model: nn.Module) -> None:
+        """Raise ConfigError if the head cannot read this base model; nothing by default."""
+
     @abstractmethod
     def features(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
         """Return what the head reads of the backbone; depends on the model and :meth:`reads`, on no head."""
@@ -54,6 +57,10 @@ class Task(nn.Module, ABC):
     @abstractmethod
     def metrics(self) -> MetricCollection:
         """Return new metrics, all of the form ``update(prediction, target)``."""
+
+    def validation_metrics(self) -> MetricCollection:
+        """Return new metrics for the curves of a training; :meth:`metrics` unless those take too long."""
+        return self.metrics()
 
     def fit_head(self, targets: Tensor) -> None:
         """Adapt fixed parts of the head to the training targets, (N, ...), before training; nothing by default."""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from lightning import LightningDataModule
 from torch import Tensor
 
 from nscmerge.adapters import Adapter, load_adapter, write_adapter
@@ -31,8 +34,9 @@ class ExpertCard:
         base_model: ``id`` and ``sha256`` of the weights (None where they were not local files).
         metric: ``primary`` key and ``higher_is_better``.
         scores: Metric values per split, measured with the weights as written.
+        data: What the data module says of itself: what they are, how many, which lists.
         training: Options that made it.
-        versions: Of the libraries that made it.
+        versions: Of the libraries that made it, and the git commit of ours where it is known.
     """
 
     name: str
@@ -41,19 +45,48 @@ class ExpertCard:
     base_model: dict[str, str | None]
     metric: dict[str, Any]
     scores: dict[str, dict[str, float]]
+    data: dict[str, Any]
     training: dict[str, Any]
     versions: dict[str, str]
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of the libraries that a fine-tuning depends on."""
+    """Return the versions of the libraries that a fine-tuning depends on, and our git commit in a checkout."""
     found = {}
-    for package in ("nscmerge", "torch", "lightning", "peft", "transformers"):
+    for package in ("nscmerge", "torch", "lightning", "peft", "transformers", "timm"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:
             found[package] = "not installed as a package"
+    if commit := _commit():
+        found["commit"] = commit
     return found
+
+
+def _commit() -> str | None:
+    """Return the commit that is checked out where this file lies, or None where it is no checkout."""
+    root = Path(__file__).parents[1]
+    if not (root / ".git").exists():
+        return None
+    try:
+        run = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return run.stdout.strip() or None
+
+
+def seed() -> int | None:
+    """Return the seed that Lightning was told, or None."""
+    told = os.environ.get("PL_GLOBAL_SEED")
+    return int(told) if told is not None else None
+
+
+def described(data: LightningDataModule | None) -> dict[str, Any]:
+    """Return what a data module says of its data, if it has a ``describe`` of its own, and its name."""
+    if data is None:
+        return {}
+    name = f"{type(data).__module__}.{type(data).__qualname__}"
+    return {"class_path": name, **(data.describe() if hasattr(data, "describe") else {})}
 
 
 def head_shapes(task: Task) -> dict[str, list[int]]:

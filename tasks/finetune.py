@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from lightning import LightningModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
 from torchmetrics import MeanMetric
 
 from nscmerge.adapters import Adapter
@@ -17,9 +18,10 @@ from nscmerge.base_model import load_base_model, weights_sha256
 from nscmerge.errors import ConfigError
 from nscmerge.folders import check_absent
 from tasks.base import Task
-from tasks.expert import ExpertCard, head_shapes, versions, write_expert
+from tasks.expert import ExpertCard, described, head_shapes, seed, versions, write_expert
 from tasks.lora import DEFAULT, add_lora, factors, lora_layers, set_factors
 from tasks.omega import captured_omega
+from tasks.schedule import Schedule, schedule_factor
 
 Batch = dict[str, Tensor]
 
@@ -36,10 +38,13 @@ class FineTune(LightningModule):
         alpha: LoRA's alpha; scaling is alpha / r.
         target_modules: Suffixes of the linear layers' names.
         dropout: On LoRA's input.
-        lr: Peak learning rate of LoRA (AdamW).
+        lr: Peak learning rate of LoRA.
         head_lr: Peak learning rate of the head; default ``lr``.
-        weight_decay: Of AdamW.
-        warmup: Share of the steps in which the learning rates rise from 0; then they fall linearly to 0.
+        weight_decay: Of the optimizer.
+        warmup: Share of the steps in which the learning rates rise from 0.
+        optimizer: From parameter groups, which hold learning rate and weight decay already, to an optimizer.
+        schedule: How the learning rates fall: ``linear`` or ``poly`` (:func:`tasks.schedule.schedule_factor`).
+        drop_path: Rate of stochastic depth in the frozen base while training; timm models only.
         name: Of the expert.
         half: Write fp16; scores are those of the rounded weights.
         base_sha256: Hash that a local base model's weights must have; None takes any.
@@ -65,6 +70,9 @@ class FineTune(LightningModule):
         head_lr: float | None = None,
         weight_decay: float = 0.01,
         warmup: float = 0.1,
+        optimizer: Callable[[Iterable[Any]], Optimizer] = AdamW,
+        schedule: Schedule = "linear",
+        drop_path: float = 0.0,
         name: str = "expert",
         half: bool = True,
         base_sha256: str | None = None,
@@ -83,8 +91,9 @@ class FineTune(LightningModule):
         self.target_modules = list(target_modules)
         self.lr, self.head_lr = lr, lr if head_lr is None else head_lr
         self.weight_decay, self.warmup = weight_decay, warmup
+        self.schedule, self.drop_path, self._optimizer = schedule, drop_path, optimizer
         self.name, self.half, self.output = name, half, output
-        self.val_metrics = task.metrics().clone(prefix="val/")
+        self.val_metrics = task.validation_metrics().clone(prefix="val/")
         self.test_metrics = task.metrics().clone(prefix="test/")
         self.omega = nn.ModuleList()
 
@@ -92,25 +101,27 @@ class FineTune(LightningModule):
         """Load the base and add LoRA, once."""
         if hasattr(self, "model"):
             return
-        model = load_base_model(self.base_model, sha256=self.base_sha256)
+        model = load_base_model(self.base_model, sha256=self.base_sha256, drop_path=self.drop_path)
+        self.task.check(model)
         if self.rank:
             model = add_lora(model, self.target_modules, self.rank, self.alpha, self.dropout)
+        if self.drop_path:
+            from timm.layers import DropPath
+
+            for module in model.modules():
+                if isinstance(module, DropPath):  # the base is in eval mode, in which this one does nothing
+                    module.train()
         self.model = model
         self.omega.extend(MeanMetric() for _ in lora_layers(model))
 
     def configure_optimizers(self) -> dict[str, Any]:
-        """Return AdamW over LoRA and head, with linear warm-up and decay per step."""
+        """Return the optimizer over LoRA and head, and the schedule per step."""
         lora = [p for p in self.model.parameters() if p.requires_grad]
-        groups = [{"params": list(self.task.parameters()), "lr": self.head_lr}]
+        groups = [{"params": list(self.task.parameters()), "lr": self.head_lr, "weight_decay": self.weight_decay}]
         if lora:
-            groups.append({"params": lora, "lr": self.lr})
-        optimizer = torch.optim.AdamW(groups, weight_decay=self.weight_decay)
-        total = int(self.trainer.estimated_stepping_batches)
-        rise = max(1, round(self.warmup * total))
-
-        def factor(step: int) -> float:
-            return min((step + 1) / rise, max(0.0, (total - step) / max(1, total - rise)))
-
+            groups.append({"params": lora, "lr": self.lr, "weight_decay": self.weight_decay})
+        optimizer = self._optimizer(groups)
+        factor = schedule_factor(self.schedule, int(self.trainer.estimated_stepping_batches), self.warmup)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -243,8 +254,9 @@ class FineTune(LightningModule):
 
     def _card(self, base: str, scores: dict[str, dict[str, float]]) -> ExpertCard:
         training = {key: getattr(self, key) for key in ("rank", "alpha", "target_modules", "dropout", "lr", "head_lr")}
-        training |= {key: getattr(self, key) for key in ("weight_decay", "warmup", "half")}
-        training |= {"epochs": self.trainer.current_epoch, "steps": self.trainer.global_step}
+        training |= {key: getattr(self, key) for key in ("weight_decay", "warmup", "schedule", "drop_path", "half")}
+        training |= {"optimizer": type(self.trainer.optimizers[0]).__name__}
+        training |= {"epochs": self.trainer.current_epoch, "steps": self.trainer.global_step, "seed": seed()}
         return ExpertCard(
             name=self.name,
             task=self.task.config(),
@@ -252,6 +264,7 @@ class FineTune(LightningModule):
             base_model={"id": base, "sha256": weights_sha256(self.base_model)},
             metric={"primary": self.task.primary, "higher_is_better": self.task.higher_is_better},
             scores=scores,
+            data=described(self.trainer.datamodule),
             training=training,
             versions=versions(),
         )

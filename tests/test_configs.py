@@ -13,8 +13,27 @@ FILES = sorted(str(f.relative_to(CONFIGS)) for f in CONFIGS.rglob("*.yaml"))
 PARTS = {
     "experts/probe.yaml": "experts/bbc.yaml",
     "data/text6.yaml": "experiments/text6_nsc.yaml",
+    "data/dense20.yaml": "experiments/dense20_nsc.yaml",
+    "data/synth20.yaml": "experiments/synth20_nsc.yaml",
     "experiments/text6_benchmark_methods.yaml": "experiments/text6_benchmark.yaml",
+    **{
+        f"experiments/{suite}_{part}.yaml": f"experiments/{suite}_{whole}.yaml"
+        for suite in ("dense20", "synth20")
+        for part, whole in (("benchmark_methods", "benchmark"), ("benchmark_seen", "benchmark"), ("nsc_adam", "nsc"))
+    },
 }
+
+
+#: Folders whose ``common.yaml`` holds what their tasks share; a task's file is laid over it.
+SUITES = ("experts/dense20", "experts/synth20")
+
+
+def suite(file):
+    """Return the files that belong together, in order, if ``file`` is part of a suite of experts."""
+    folder, name = file.rsplit("/", 1)
+    if folder not in SUITES or name == "base.yaml":
+        return []
+    return [f"{folder}/common.yaml", f"{folder}/nyud_semseg.yaml" if name == "common.yaml" else file]
 
 
 def parsed(capsys, *args):
@@ -28,13 +47,13 @@ def parsed(capsys, *args):
 @pytest.mark.parametrize("file", FILES)
 def test_parses(file, capsys):
     command = next((c for word, c in (("benchmark", "test"), ("search", "search")) if word in file), "fit")
-    if file == "data/text6.yaml":
+    if file.startswith("data/"):
         got = parsed(capsys, command, "--config", str(CONFIGS / PARTS[file]), "--data", str(CONFIGS / file))
         assert list(got["data"]["init_args"]["tasks"]) == list(
             yaml.safe_load((CONFIGS / file).read_text())["init_args"]["tasks"]
         )
         return
-    whole = [PARTS[file], file] if file in PARTS else [file]
+    whole = [PARTS[file], file] if file in PARTS else suite(file) or [file]
     got = parsed(capsys, command, *(word for f in whole for word in ("--config", str(CONFIGS / f))))
     wanted = yaml.safe_load((CONFIGS / file).read_text())
     for key, value in wanted["model"]["init_args"].items():

@@ -1,6 +1,7 @@
 """timm's fused attention split into q, k, v: the same function, and adapters can go on each."""
 
 import pytest
+import timm
 import torch
 from torch import nn
 
@@ -77,9 +78,11 @@ def test_widths_that_three_does_not_divide_are_refused():
         split_qkv(model)
 
 
-def test_a_real_timm_model():
-    timm = pytest.importorskip("timm", reason="the 'vision' extra is not installed")
-    model = timm.create_model("vit_tiny_patch16_224", num_classes=0, depth=2, img_size=32).eval()
-    x = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    before = model(x)
-    torch.testing.assert_close(split_qkv(model)(x), before, rtol=1e-5, atol=1e-5)
+@pytest.mark.parametrize("shape", [(32, 32), (48, 64)])  # the size that positions are made for, and interpolated
+def test_a_real_timm_model(shape):
+    options = {"num_classes": 0, "depth": 2, "img_size": 32, "dynamic_img_size": True}
+    model = timm.create_model("vit_tiny_patch16_224", **options).eval()
+    x = torch.randn(1, 3, *shape, generator=torch.Generator().manual_seed(0))
+    before = model.forward_features(x)
+    assert before.shape[1] == 1 + shape[0] * shape[1] // 256
+    torch.testing.assert_close(split_qkv(model).forward_features(x), before, rtol=1e-5, atol=1e-5)

@@ -1,0 +1,70 @@
+"""Edges between regions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+from torchmetrics import MetricCollection
+
+from tasks.dense import IGNORE, DenseTask, mean_over
+from tasks.metrics import EdgeReferenceLoss, OdsF
+
+
+class Edges(DenseTask):
+    """Balanced binary cross entropy; the real ods-F counts, the loss that others report as a score stands beside it.
+
+    The target has two channels: the map to learn, and the boundaries that ods-F matches with (spec section 4.1).
+
+    Args:
+        max_dist: Matching distance over the image diagonal: 0.0075 for PASCAL, 0.011 for NYUD.
+        thresholds: How many ods-F tries; 101 for reported numbers, 19 while developing.
+        workers: Processes that match edges; 0 takes this one.
+        weight: Weight w of edge pixels in the loss, 1 - w of others.
+        width: As for :class:`DenseTask`.
+        depth: Likewise.
+    """
+
+    primary, higher_is_better = "odsF", True
+
+    def __init__(
+        self,
+        max_dist: float = 0.0075,
+        thresholds: int = 101,
+        workers: int = 0,
+        weight: float = 0.95,
+        width: int = 768,
+        depth: int = 12,
+    ) -> None:
+        super().__init__(1, width, depth)
+        self.max_dist, self.thresholds, self.workers, self.weight = max_dist, thresholds, workers, weight
+
+    def predict(self, features: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Return logits, (N, H, W)."""
+        return self.decode(features, inputs)[:, 0]
+
+    def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """Return :func:`edge_loss` of (N, H, W) logits and the first channel of a (N, 2, H, W) target."""
+        return edge_loss(prediction, target[:, 0], self.weight)
+
+    def metrics(self) -> MetricCollection:
+        """Return ``odsF`` in [0, 1] and ``edge_refloss``, which is lower for blank maps than for useful ones."""
+        ods = OdsF(self.max_dist, thresholds=self.thresholds, workers=self.workers)
+        return MetricCollection({"odsF": ods, "edge_refloss": EdgeReferenceLoss(self.weight)}, compute_groups=False)
+
+    def validation_metrics(self) -> MetricCollection:
+        """Return ``edge_refloss`` alone: matching edges takes seconds per image."""
+        return MetricCollection({"edge_refloss": EdgeReferenceLoss(self.weight)})
+
+
+def edge_loss(logits: Tensor, target: Tensor, weight: float = 0.95) -> Tensor:
+    """Return the mean of w y softplus(-x) + (1 - w) (1 - y) softplus(x) over pixels with y != 255.
+
+    Args:
+        logits: x, (N, H, W).
+        target: y, 0, 1 or 255, float (N, H, W).
+        weight: w.
+    """
+    softplus = nn.functional.softplus
+    cost = weight * target * softplus(-logits) + (1 - weight) * (1 - target) * softplus(logits)
+    return mean_over(cost, target != IGNORE)
