@@ -162,6 +162,8 @@ class TaskonomyDataModule(DenseDataModule):
                 negate_x=self.flip_normals,
                 seed=self.seed,
             )
+        counts = ", ".join(f"{split} {len(dataset)}" for split, dataset in datasets.items())
+        rank_zero_info(f"{self.data_name}, views: {counts}.")
         return datasets
 
     def facts(self) -> dict[str, Any]:
@@ -203,7 +205,6 @@ class TaskonomyDataModule(DenseDataModule):
     def _report(self, split: Split, count: int) -> None:
         lacking = dict(self._lacking[split])
         dropped, expected = lacking.pop("views", 0), self.expected_count(split)
-        rank_zero_info(f"{self.data_name}: {count} views in '{split}'.")
         if dropped:
             shown = ", ".join(f"{domain} {n}" for domain, n in lacking.items())
             rank_zero_warn(

@@ -12,7 +12,6 @@ from datamodules.base import Split
 from nscmerge.errors import DataError, DatasetNotFoundError
 
 SPLIT_FILE = "splits_taskonomy/train_val_test_tiny.csv"
-_VIEW = re.compile(r"point_(\d+)_view_(\d+)")
 
 
 def read_buildings(root: Path, dataset: str) -> dict[Split, list[str]]:
@@ -74,22 +73,22 @@ def views(folder: Path, building: str, domain: str, dataset: str) -> set[str]:
             f"{dataset}: building '{building}' is missing from the domain '{domain}': there is no folder "
             f"{folder / building}. Download it, or take it out of {SPLIT_FILE}."
         ) from error
-    found = set()
-    for name in names:
-        if not name.endswith(".png") or name.startswith("."):
-            continue
-        view = name[: -len(end)]
-        if not name.endswith(end) or not _VIEW.fullmatch(view):
-            raise DataError(
-                f"{dataset}: {folder / building / name} is not named point_<P>_view_<V>{end}; a file of another domain "
-                "would be taken for this one's. Move it where it belongs."
-            )
-        found.add(view)
+    # One search over all names: there are millions of files.
+    pattern = re.compile(rf"^(point_\d+_view_\d+){re.escape(end)}$", re.MULTILINE)
+    images = [name for name in names if name.endswith(".png") and not name.startswith(".")]
+    found = set(pattern.findall("\n".join(images)))
+    if len(found) < len(images):
+        odd = next(name for name in images if not pattern.match(name))
+        raise DataError(
+            f"{dataset}: {folder / building / odd} is not named point_<P>_view_<V>{end}; a file of another domain "
+            "would be taken for this one's. Move it where it belongs."
+        )
     return found
 
 
-def _numbers(view: str) -> tuple[int, ...]:
-    return tuple(map(int, re.findall(r"\d+", view)))
+def _numbers(view: str) -> tuple[int, int]:
+    _, point, _, number = view.split("_")
+    return int(point), int(number)
 
 
 def join_views(

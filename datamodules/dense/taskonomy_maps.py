@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +42,9 @@ def log_depth(v: Array) -> Array:
     return np.log1p(v) / np.float32(np.log(65536.0))
 
 
-def stretched(top: float) -> Callable[[Array], Array]:
-    """Return the function 2 min(v, top) / top - 1, in [-1, 1]."""
-
-    def scale(v: Array) -> Array:
-        return 2 * np.minimum(v, np.float32(top)) / np.float32(top) - 1
-
-    return scale
+def stretched(v: Array, top: float) -> Array:
+    """Return 2 min(v, top) / top - 1, in [-1, 1]."""
+    return 2 * np.minimum(v, np.float32(top)) / np.float32(top) - 1
 
 
 def occlusion(v: Array) -> Array:
@@ -80,7 +77,7 @@ class Domain:
     directed: bool = False
 
 
-_bytes = stretched(255)
+_bytes = partial(stretched, top=255)
 #: The folder of the images.
 RGB = "rgb"
 #: Label domains by task.
@@ -88,9 +85,9 @@ DOMAINS: dict[str, Domain] = {
     "de": Domain("depth_euclidean", Pixels.GREY16, log_depth, masked=True),
     "dz": Domain("depth_zbuffer", Pixels.GREY16, log_depth, masked=True),
     "eo": Domain("edge_occlusion", Pixels.GREY16, occlusion),
-    "et": Domain("edge_texture", Pixels.GREY16, stretched(0.08 * 65536)),
-    "k2": Domain("keypoints2d", Pixels.GREY16, stretched(0.005 * 65536)),
-    "k3": Domain("keypoints3d", Pixels.GREY16, stretched(65536)),
+    "et": Domain("edge_texture", Pixels.GREY16, partial(stretched, top=0.08 * 65536)),
+    "k2": Domain("keypoints2d", Pixels.GREY16, partial(stretched, top=0.005 * 65536)),
+    "k3": Domain("keypoints3d", Pixels.GREY16, partial(stretched, top=65536)),
     "n": Domain("normal", Pixels.RGB, _bytes, directed=True),
     "c": Domain("principal_curvature", Pixels.RGB, curvature),
     "r": Domain("reshading", Pixels.RGB, _bytes),

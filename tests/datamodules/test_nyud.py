@@ -1,4 +1,5 @@
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -116,14 +117,35 @@ def test_training_views_have_the_form_of_the_others(root, task):
     assert not torch.equal(module(root, task, seed=1).dataset("train")[0]["x"], seen[0]["x"])
 
 
-def test_training_keeps_semseg_in_range_and_normals_of_length(root):
+def test_training_views_stay_in_range(root):
+    train = {task: module(root, task).dataset("train") for task in ("semseg", "normal", "depth")}
     for _ in range(5):
-        classes = module(root, "semseg").dataset("train")[1]["target"]
+        classes, normals, depth = (data[1]["target"] for data in train.values())
         assert set(classes.unique().tolist()) <= {0, 1, 16, 39, 255}
+        counted = normals[normals != 255]
+        assert counted.abs().max() <= 1
+        metres = depth[depth != 255]
+        assert metres.min() >= 0.5 / 2
+        assert metres.max() <= 9.5 * 2
+
+
+def test_frames_of_full_size_become_the_papers(tmp_path):
+    class Sized(AnyNYUD):
+        expected_image_size = NYUDDataModule.expected_image_size
+
+    root = nyud_tree(tmp_path / "full", train=1, held_out=2, size=(425, 560))
+    data = Sized("normal", root)
+    data.setup()
+    for sample in (data.dataset("train")[0], data.dataset("test")[0]):
+        assert sample["x"].shape == sample["target"].shape == (3, 448, 576)
+    ignored = (data.dataset("test").target(0) == 255).all(0)
+    assert not ignored[11:436, 8:568].any()
+    assert ignored.sum() == 448 * 576 - 425 * 560
 
 
 def test_batches_and_unlabelled_batches(root):
     data = module(root, "depth", batch_size=2, eval_batch_size=2)
+    pickle.dumps(data.dataset("train"))  # loader processes that are spawned get a copy
     assert next(iter(data.train_dataloader()))["target"].shape == (2, *SIZE)
     assert [len(batch["x"]) for batch in data.test_dataloader()] == [2, 1]
     assert set(data.unlabelled("val")[0]) == {"x"}

@@ -1,4 +1,5 @@
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -152,6 +153,7 @@ def test_training_views_have_the_form_of_the_others(root, task):
         assert sample["target"].shape == test[0]["target"].shape
         assert sample["target"].dtype == test[0]["target"].dtype
     assert next(iter(data.train_dataloader()))["x"].shape == (3, 3, *SIZE)
+    pickle.dumps(train)  # loader processes that are spawned get a copy
     assert json.loads(json.dumps(data.describe())) == data.describe()
 
 

@@ -1,5 +1,6 @@
 import json
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -63,6 +64,8 @@ def test_every_target_has_its_form(root, task):
         assert sample["target"].min() >= (0 if task in ("de", "dz") else -1)
         assert sample["target"].max() <= 1
     assert torch.equal(data.dataset("test").target(1), sample["target"])
+    # Loader processes that are spawned get a copy.
+    assert torch.equal(pickle.loads(pickle.dumps(data.dataset("test")))[1]["target"], sample["target"])
 
 
 def stored(root, task, view=0):
