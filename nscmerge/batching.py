@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ Inputs = Mapping[str, Tensor]
 MASK = "attention_mask"
 #: Whose inputs they are: one task's, or those of several tasks that share them.
 TaskKey = str | tuple[str, ...]
+Key = TypeVar("Key", bound=TaskKey)
 
 
 def tasks_of(key: TaskKey) -> tuple[str, ...]:
@@ -62,7 +64,7 @@ class Group:
         return {name: value[:, first : last + 1] if name in ragged else value for name, value in inputs.items()}
 
 
-def fuse(batch: Mapping[str, Inputs] | Mapping[TaskKey, Inputs]) -> list[Group]:
+def fuse(batch: Mapping[Key, Inputs]) -> list[Group]:
     """Return the groups of one multi-task batch, in the order in which their first tasks stand.
 
     Tasks share a group when their inputs have the same names, dtypes and shapes, sequence length aside where an

@@ -23,6 +23,10 @@ CURVES = {
 }
 
 
+#: Tag of the ratio of all adapted layers while an expert is fine-tuned.
+FINE_TUNING = "omega/mean"
+
+
 def heat_map(matrix: Tensor, layers: Sequence[str], tasks: Sequence[str]) -> Figure:
     """Return a figure of merge coefficients, layers down, tasks across; ``matrix`` is (L, T), NaN where none."""
     figure = Figure(figsize=(3.5 + 0.6 * len(tasks), 1.5 + 0.22 * len(layers)), layout="constrained")
@@ -90,4 +94,40 @@ def curves_figure(title: str, curves: Mapping[str, Sequence[tuple[int, float]]])
     axes.set_xlabel("step")
     axes.set_ylabel(title)
     axes.legend(fontsize=8)
+    return figure
+
+
+def fine_tuning_curves(runs: Path) -> dict[str, list[tuple[int, float]]]:
+    """Return ``{expert: [(step, mean null-space ratio of its layers)]}`` of fine-tuning runs.
+
+    Args:
+        runs: Folder with one folder per expert, each with its TensorBoard run or runs (the latest counts).
+
+    Raises:
+        ConfigError: No expert's run in there holds the ratio.
+    """
+    found = {}
+    for folder in sorted(path for path in runs.iterdir() if path.is_dir()) if runs.is_dir() else []:
+        events = sorted(folder.rglob("events.out.tfevents.*"), key=lambda file: file.stat().st_mtime)
+        curves = [points for file in events if (points := read_scalars(file.parent).get(FINE_TUNING))]
+        if curves:
+            found[folder.name] = curves[-1]
+    if not found:
+        raise ConfigError(
+            f"{runs} holds no fine-tuning run with '{FINE_TUNING}'; give the folder that has one folder per expert, "
+            "such as runs/experts/synth20."
+        )
+    return found
+
+
+def fine_tuning_figure(curves: Mapping[str, Sequence[tuple[int, float]]]) -> Figure:
+    """Return the null-space ratio over the steps of fine-tuning, one line per expert."""
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes: Any = figure.subplots()
+    for number, (name, points) in enumerate(sorted(curves.items())):
+        style = ("-", "--", ":")[number // 10 % 3]
+        axes.plot([s for s, _ in points], [v for _, v in points], style, label=name, linewidth=1, marker=".")
+    axes.set_xlabel("step of fine-tuning")
+    axes.set_ylabel("null-space ratio of the expert's own layers")
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure

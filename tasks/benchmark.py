@@ -5,21 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from lightning import LightningModule
-from torch import Tensor, nn
+from torch import nn
 from torchmetrics import Metric, SumMetric
 
 from nscmerge.adapters import Adapter
-from nscmerge.base_model import load_base_model
+from nscmerge.base_model import load_base_model, weights_sha256
+from nscmerge.batching import tasks_of
 from nscmerge.candidates import ClosedForm, expert_layers, merge_layers, read_merge
 from nscmerge.errors import ConfigError
 from nscmerge.folders import check_absent
-from nscmerge.switch import Layers, Switch, attach_switch
+from nscmerge.heads import predictions
+from nscmerge.switch import Layers, Switch, attach_switch, by_update
 from nscmerge.update import Update
 from tasks.base import Task
-from tasks.expert import read_expert
-from tasks.scores import BASE, EXPERT, Scores, TaskInfo
+from tasks.expert import described, read_expert, seed, versions
+from tasks.record import training_of
+from tasks.scores import BASE, EXPERT, NOTE, Scores, TaskInfo
 
 
 class Benchmark(LightningModule):
@@ -36,13 +40,15 @@ class Benchmark(LightningModule):
             make of the experts (``{method: ties, lam: 0.5}``).
         base_sha256: Hash that a local base model's weights must have; None takes any.
         output: Scores folder to write; must not exist. None only prints.
+        groups: Name of the group, such as its data set, by task: the mean over each group is reported, too.
 
     Attributes:
         scores: The result, on every process, after the test.
 
     Raises:
         OutputExistsError: ``output`` is there already.
-        ConfigError: Tasks and experts differ, or a merge is named like the base or the experts.
+        ConfigError: Tasks and experts differ, a merge is named like the base or the experts, or a group is given for a
+            task that is not there.
     """
 
     scores: Scores | None = None
@@ -56,6 +62,7 @@ class Benchmark(LightningModule):
         merges: dict[str, ClosedForm | str | Path] | None = None,
         base_sha256: str | None = None,
         output: Path | None = None,
+        groups: dict[str, str] | None = None,
     ) -> None:
         super().__init__()
         if output is not None:
@@ -65,10 +72,14 @@ class Benchmark(LightningModule):
         _same_names("experts", experts, "tasks", tasks, "model.init_args.experts")
         if taken := sorted({BASE, EXPERT} & set(merges or {})):
             raise ConfigError(f"a merge is named '{taken[0]}', which the table uses itself; give it another name.")
+        self._named = isinstance(base_model, str)
         self.base_model = base_model if isinstance(base_model, str) else type(base_model).__name__
+        self.groups = dict(groups or {})
         # In a tuple: a module given here is not a submodule before the test.
         self._source = (base_model, None, base_sha256)
         self.task_names = list(tasks)
+        if strange := sorted(set(self.groups) - set(tasks)):
+            raise ConfigError(f"groups are given for {strange}, which are no tasks here: {self.task_names}.")
         self.tasks = nn.ModuleList(tasks.values())
         self.experts, self.merges, self.output = dict(experts), dict(merges or {}), output
         self.candidates = [BASE, EXPERT, *self.merges]
@@ -88,7 +99,7 @@ class Benchmark(LightningModule):
         if data is None or not hasattr(data, "task_names"):
             raise ConfigError("the benchmark needs a data module with task_names, such as datamodules.joint.")
         _same_names("data", data.task_names, "benchmark", self.task_names, "data.init_args.tasks")
-        self._loaded = list(data.task_names)
+        self._loaded = [tasks_of(key) for key in getattr(data, "batch_keys", data.task_names)]
 
     def configure_model(self) -> None:
         """Load base, experts, heads and merges, once."""
@@ -101,6 +112,8 @@ class Benchmark(LightningModule):
         updates = {name: read_merge(source, adapters) for name, source in self.merges.items()}
         _same_base(adapters, updates)
         model = load_base_model(*self._source)
+        for task in self.tasks:
+            task.check(model)
         self._switch, self._active = self._attach(model, adapters, updates)
         self.model = model
 
@@ -129,16 +142,21 @@ class Benchmark(LightningModule):
             if isinstance(metric, Metric):
                 metric.reset()
 
-    def test_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Add a batch of one task to the metrics of every candidate."""
-        name = self._loaded[dataloader_idx]
-        number = self.task_names.index(name)
+    def test_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Add a batch to the metrics of every candidate, by one pass for the tasks that share batch and update."""
+        names, target = self._loaded[dataloader_idx], batch["target"]
         inputs = {key: value for key, value in batch.items() if key != "target"}
         for candidate, metrics in zip(self.candidates, self.metrics, strict=True):
-            self._switch.activate(self._active[candidate, name])
-            metrics[number].update(self.tasks[number](self.model, inputs), batch["target"])
+            for update, together in by_update({name: self._active[candidate, name] for name in names}).items():
+                self._switch.activate(update)
+                heads = {name: self.tasks[self.task_names.index(name)] for name in together}
+                for name, prediction in predictions(self.model, heads, inputs):
+                    own = target[name] if isinstance(target, Mapping) else target
+                    metrics[self.task_names.index(name)].update(prediction, own)
         self._switch.activate(None)
-        self.samples[number].update(len(batch["target"]))
+        size = len(next(iter(inputs.values())))
+        for name in names:
+            self.samples[self.task_names.index(name)].update(size)
 
     def on_test_epoch_end(self) -> None:
         """Compute, print and write the scores."""
@@ -150,21 +168,37 @@ class Benchmark(LightningModule):
             for candidate, metrics in zip(self.candidates, self.metrics, strict=True)
         }
         tasks = {
-            name: TaskInfo(task.primary, task.higher_is_better, int(samples.compute()))
+            name: TaskInfo(task.primary, task.higher_is_better, int(samples.compute()), self.groups.get(name))
             for name, task, samples in zip(self.task_names, self.tasks, self.samples, strict=True)
         }
-        origin = {
-            "base_model": self.base_model,
-            "experts": {name: str(folder) for name, folder in self.experts.items()},
-            "merges": {n: asdict(m) if isinstance(m, ClosedForm) else str(m) for n, m in self.merges.items()},
-        }
-        self.scores = Scores.of(tasks, values, origin)
+        self.scores = Scores.of(tasks, values, self._origin())
         if self.trainer.is_global_zero:
             if self.output is not None:
                 self.scores.write(self.output)
             self.scores.print()
             if self.output is not None:
                 print(f"scores written to {self.output}")
+
+    def _origin(self) -> dict[str, Any]:
+        """What the scores came from: base, experts and how they were made, merges, data, versions, seed."""
+        data = self.trainer.datamodule
+        note = getattr(data, "note", None)
+        return {
+            **({NOTE: note} if note is not None else {}),
+            "base_model": self.base_model,
+            "base_sha256": self._source[2] or (weights_sha256(self.base_model) if self._named else None),
+            "experts": {name: str(folder) for name, folder in self.experts.items()},
+            "training": {name: training_of(folder) for name, folder in self.experts.items()},
+            "merges": {n: _recorded(m) if isinstance(m, ClosedForm) else str(m) for n, m in self.merges.items()},
+            "heads": {name: task.config() for name, task in zip(self.task_names, self.tasks, strict=True)},
+            "data_module": described(data),
+            "versions": versions(),
+            "seed": seed(),
+        }
+
+
+def _recorded(merge: ClosedForm) -> dict[str, Any]:
+    return {name: value for name, value in asdict(merge).items() if value is not None}
 
 
 def _same_names(what: str, names: Iterable[str], of: str, others: Iterable[str], option: str) -> None:

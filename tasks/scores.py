@@ -1,37 +1,41 @@
-"""Scores of a suite: raw and normalized per candidate and task, and their JSON, CSV, Markdown and console tables."""
+"""Scores of a suite: raw and normalized per candidate and task, what sums them up, and the folder that keeps them."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
-
-from nscmerge.console import print_table
 from nscmerge.folders import new_folder
+from tasks import score_tables
 from tasks.metrics import normalized_score
 
 #: Metric values by name.
 Values = Mapping[str, float]
 BASE, EXPERT = "base", "expert"
+#: Key of the record that says what the data are, where that must not be missed.
+NOTE = "data"
 
 
 @dataclass(frozen=True)
 class TaskInfo:
-    """What one column means: the metric that counts, its direction, and on how many test samples it was measured."""
+    """What one column means.
+
+    Attributes:
+        metric: That counts.
+        higher_is_better: Its direction.
+        samples: On how many test samples it was measured.
+        group: Whose mean it enters, such as the data set; None for no group.
+    """
 
     metric: str
     higher_is_better: bool
     samples: int
+    group: str | None = None
 
 
 @dataclass(frozen=True)
@@ -50,8 +54,13 @@ class Row:
 
     @property
     def mean(self) -> float:
-        """Mean of the normalized scores over tasks, percent."""
+        """Plain mean of the normalized scores over tasks, percent; what the papers print."""
         return fmean(self.normalized.values())
+
+    @property
+    def clipped(self) -> float:
+        """Mean over tasks of the normalized scores, each counted as 100 at most: no task makes up for another."""
+        return fmean(min(score, 100.0) if math.isfinite(score) else score for score in self.normalized.values())
 
     @property
     def worst(self) -> tuple[str, float]:
@@ -72,7 +81,7 @@ class Scores:
     Attributes:
         tasks: Columns, in order.
         rows: Candidates, in order; the one named ``expert`` is what the others are measured against.
-        origin: Base model, expert and merge folders, for the record.
+        origin: Base model, expert and merge folders, data, for the record; its ``data`` is said in every file.
     """
 
     tasks: Mapping[str, TaskInfo]
@@ -109,9 +118,27 @@ class Scores:
         """The reference row."""
         return next(row for row in self.rows if row.name == EXPERT)
 
+    @property
+    def note(self) -> str | None:
+        """What the data are, where that must not be missed."""
+        return self.origin.get(NOTE)
+
+    @property
+    def groups(self) -> dict[str, list[str]]:
+        """Tasks by group, in order of their first tasks; tasks without a group are left out."""
+        found: dict[str, list[str]] = {}
+        for task, info in self.tasks.items():
+            if info.group is not None:
+                found.setdefault(info.group, []).append(task)
+        return found
+
     def value(self, row: Row, task: str) -> float:
         """Return a candidate's primary metric on a task, in its own unit."""
         return row.values[task][self.tasks[task].metric]
+
+    def group_means(self, row: Row) -> dict[str, float]:
+        """Return the plain mean of the normalized scores of every group, percent."""
+        return {group: fmean(row.normalized[task] for task in tasks) for group, tasks in self.groups.items()}
 
     def as_json(self) -> str:
         """Return everything; what is not a finite number is null."""
@@ -126,84 +153,49 @@ class Scores:
                     }
                     for task in self.tasks
                 },
-                "mean": _number(row.mean),
+                "mean": _number(row.mean),  # as avg; the name that format 1 began with
+                "avg": _number(row.mean),
+                "avg_clipped": _number(row.clipped),
+                "groups": {group: _number(mean) for group, mean in self.group_means(row).items()},
                 "worst": {"task": row.worst[0], "normalized": _number(row.worst[1])},
                 "spread": _number(row.spread),
             }
             for row in self.rows
         }
-        tasks = {task: info.__dict__ for task, info in self.tasks.items()}
+        tasks = {t: {k: v for k, v in asdict(info).items() if v is not None} for t, info in self.tasks.items()}
         content = {"format": 1, **self.origin, "tasks": tasks, "candidates": candidates}
         return json.dumps(content, indent=2, allow_nan=False) + "\n"
 
     def as_csv(self) -> str:
         """Return one line per candidate and task."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["candidate", "task", "metric", "higher_is_better", "value", "expert", "normalized"])
-        for row in self.rows:
-            for task, info in self.tasks.items():
-                numbers = self.value(row, task), self.value(self.expert, task), row.normalized[task]
-                writer.writerow([row.name, task, info.metric, info.higher_is_better, *map(repr, numbers)])
-        return text.getvalue()
+        return score_tables.as_csv(self)
 
     def as_markdown(self) -> str:
-        """Return the console table, and the raw values below it."""
-        blocks = [(self.header(), self.lines())]
-        blocks.append((["value", *self.tasks], [[r.name, *self._raw(r)] for r in self.rows]))
-        parts = ["# Scores", ""]
-        for header, lines in blocks:
-            cells = [header, ["---"] + ["---:"] * (len(header) - 1), *lines]
-            parts += ["| " + " | ".join(line) + " |" for line in cells] + [""]
-        notes = [
-            "First table: the expert row holds absolute values, every other row percent of it (expert / merged where",
-            "lower is better); mean, worst task and spread (standard deviation over tasks) are of the percentages.",
-        ]
-        return "\n".join(parts + notes) + "\n"
-
-    def header(self) -> list[str]:
-        """Return the columns of the main table; an arrow gives the metric's direction."""
-        tasks = [f"{task} ({info.metric} {'↑' if info.higher_is_better else '↓'})" for task, info in self.tasks.items()]
-        return ["normalized %", *tasks, "mean", "worst", "spread"]
-
-    def lines(self) -> list[list[str]]:
-        """Return the main table: the expert in absolute values first, then the candidates in percent of it."""
-        lines = [[f"{EXPERT} (absolute)", *self._raw(self.expert), "", "", ""]]
-        for row in self.rows:
-            if row.name != EXPERT:
-                percent = [f"{row.normalized[task]:.1f}" for task in self.tasks]
-                worst = f"{row.worst[1]:.1f} ({row.worst[0]})"
-                lines.append([row.name, *percent, f"{row.mean:.1f}", worst, f"{row.spread:.1f}"])
-        return lines
-
-    def table(self) -> Table:
-        """Return the main table for the console: narrow headers, the worst score without its task, nothing cut off."""
-        first, *rest = self.header()
-        title = "percent of each task's own expert"
-        table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-        table.add_column(first, no_wrap=True)
-        for name in rest:
-            table.add_column(re.sub(r"_| \(", "\n", name).rstrip(")"), justify="right", no_wrap=True)
-        for name, *numbers in self.lines():
-            table.add_row(name, *(number.partition(" ")[0] for number in numbers))
-        return table
+        """Return the tables of percentages and of raw values."""
+        return score_tables.as_markdown(self)
 
     def print(self) -> None:
-        """Print the main table, as wide as it must be."""
-        print_table(self.table())
+        """Print the main table, as wide as it must be; of many tasks what sums them up."""
+        score_tables.print_scores(self)
 
     def write(self, folder: str | Path) -> None:
-        """Write ``scores.json``, ``scores.csv`` and ``scores.md`` into a new folder.
+        """Write ``scores.json``, ``.csv``, ``.md`` and ``.png``, and ``summary.csv``, into a new folder.
 
         Raises:
             OutputExistsError: The folder is there already.
         """
-        with new_folder(folder) as partial:
-            for suffix, text in {"json": self.as_json(), "csv": self.as_csv(), "md": self.as_markdown()}.items():
-                (partial / f"scores.{suffix}").write_text(text, encoding="utf-8")
+        from tasks.score_figure import table_figure
 
-    def _raw(self, row: Row) -> list[str]:
-        return [f"{self.value(row, task):.3f}" for task in self.tasks]
+        texts = {
+            "scores.json": self.as_json(),
+            "scores.csv": self.as_csv(),
+            "summary.csv": score_tables.summary_csv(self),
+            "scores.md": self.as_markdown(),
+        }
+        with new_folder(folder) as partial:
+            for name, text in texts.items():
+                (partial / name).write_text(text, encoding="utf-8")
+            table_figure(self).savefig(partial / "scores.png", dpi=150)
 
 
 def _number(value: float) -> float | None:

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from nscmerge.adapters import Adapter
+from nscmerge.batching import TaskKey, tasks_of
 from nscmerge.errors import AdapterError, ConfigError
+from nscmerge.heads import predictions
 from nscmerge.search import Criterion, TaskValues
 from tasks.base import Task
 from tasks.metrics import normalized_score
@@ -67,8 +69,8 @@ class _Labelled(Criterion):
                 )
             task.load_head(experts[name].head, name)
 
-    def batches(self, data: LightningDataModule) -> Iterator[tuple[str, dict[str, Tensor]]]:
-        """Yield labelled batches, task by task.
+    def batches(self, data: LightningDataModule) -> Iterator[tuple[TaskKey, dict[str, Any]]]:
+        """Yield labelled batches, task by task, or pool by pool where tasks share their inputs.
 
         Raises:
             ConfigError: The data module has none, or not of all tasks.
@@ -79,17 +81,21 @@ class _Labelled(Criterion):
                 "by the label-free criterion."
             )
         loaders = data.labelled_dataloaders(self.split, self.samples, self.batch_size)
-        if set(loaders) != set(self.names):
-            raise ConfigError(f"the data have the tasks {sorted(loaders)}, the criterion {sorted(self.names)}.")
-        for name in self.names:
-            for batch in loaders[name]:
-                yield name, batch
+        of_key = {key: tasks_of(key) for key in loaders}
+        found = sorted(task for tasks in of_key.values() for task in tasks)
+        if found != sorted(self.names):
+            raise ConfigError(f"the data have the tasks {found}, the criterion {sorted(self.names)}.")
+        for key in sorted(loaders, key=lambda key: self.names.index(of_key[key][0])):
+            for batch in loaders[key]:
+                yield key, batch
 
-    def update(self, model: nn.Module, task: str, batch: Mapping[str, Tensor]) -> None:
+    def update(self, model: nn.Module, tasks: TaskKey, batch: Mapping[str, Any]) -> None:
         """Predict a batch and count it."""
-        number = self.names.index(task)
+        target = batch["target"]
         inputs = {key: value for key, value in batch.items() if key != "target"}
-        self.count(number, self.tasks[number](model, inputs), batch["target"])
+        heads = {name: self.tasks[self.names.index(name)] for name in tasks_of(tasks)}
+        for name, prediction in predictions(model, heads, inputs):
+            self.count(self.names.index(name), prediction, target[name] if isinstance(target, Mapping) else target)
 
     @abstractmethod
     def count(self, number: int, prediction: Tensor, target: Tensor) -> None:

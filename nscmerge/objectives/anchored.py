@@ -84,7 +84,7 @@ class AnchoredNSC(NSC):
         samples = self.samples(merged, group, training_ratio)
         together = torch.cat(list(samples.values())).detach()
         # One transfer for all tasks, for each waits for the device.
-        apart = together.cpu().double().split([len(own) for own in samples.values()])
+        apart = torch.split(together.cpu().double(), [len(own) for own in samples.values()])
         self._count({task: own - anchors[task] for task, own in zip(samples, apart, strict=True)}, together.device)
         return {task: self._penalised(own.mean(), self.mean_gap(task)) for task, own in samples.items()}
 

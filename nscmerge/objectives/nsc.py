@@ -218,7 +218,8 @@ def _places(rows: Tensor, own: slice) -> Places:
     if bool((rows.diff() == 1).all()):
         start, stop = (min(max(end - int(rows[0]), 0), len(rows)) for end in (own.start, own.stop))
         return slice(start, stop)
-    return ((rows >= own.start) & (rows < own.stop)).nonzero().flatten()
+    found: Tensor = ((rows >= own.start) & (rows < own.stop)).nonzero().flatten()
+    return found
 
 
 def _count(places: Places) -> int:

@@ -130,7 +130,7 @@ class ScaleSearch(LightningModule):
             "base": base_identity(base, dtype, expected),
             "inputs": {task: adapter_identity(expert) for task, expert in self.experts.items()},
             "criteria": {n: criterion_identity(c, self.samples[n]) for n, c in self.criteria.items()},
-            **({"data": data.note} if getattr(data, "note", None) else {}),
+            **({"data": note} if (note := getattr(data, "note", None)) else {}),
         }
         self._keys = candidate_keys(self.origin, {BASE: BASE, EXPERT: EXPERT, **self.methods})
         stages = {"coarse grid": self._coarse, "fine grid": self._fine, "judge": self._judged}
