@@ -9,6 +9,7 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -95,9 +96,16 @@ def share(rank: int, world: int) -> dict[str, float]:
     return values
 
 
+def in_group(rank: int, world: int, store: Path) -> dict[str, float]:
+    """Return :func:`share` as a member of a group that meets at the file ``store`` and ends afterwards."""
+    method, patience = f"file://{store}", timedelta(seconds=120)
+    torch.distributed.init_process_group("gloo", init_method=method, rank=rank, world_size=world, timeout=patience)
+    try:
+        return share(rank, world)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 if __name__ == "__main__":
-    rank, world, store, out = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], Path(sys.argv[4])
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
-    out.write_text(json.dumps(share(rank, world)))
-    torch.distributed.destroy_process_group()
+    values = in_group(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
+    Path(sys.argv[4]).write_text(json.dumps(values))

@@ -7,27 +7,24 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes.metric_cases import share
+from tests.fakes.metric_cases import in_group, share
 
 ROOT = Path(__file__).parents[2]
 
 
 def test_two_processes_give_the_numbers_of_one(tmp_path):
-    outs = [tmp_path / f"{rank}.json" for rank in range(2)]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.fakes.metric_cases", str(rank), "2", str(tmp_path / "store"), str(out)],
-            cwd=ROOT, stderr=subprocess.PIPE, text=True,
-        )
-        for rank, out in enumerate(outs)
-    ]  # fmt: skip
+    alone, part = share(0, 1), share(0, 2)
+    assert all(part[name] != pytest.approx(value, rel=1e-6) for name, value in alone.items())  # shares do differ
+    out = tmp_path / "other.json"
+    other = subprocess.Popen(
+        [sys.executable, "-m", "tests.fakes.metric_cases", "1", "2", str(tmp_path / "store"), str(out)],
+        cwd=ROOT, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
     try:
-        for process in processes:
-            _, errors = process.communicate(timeout=120)
-            assert process.returncode == 0, errors
+        ours = in_group(0, 2, tmp_path / "store")
+        _, errors = other.communicate(timeout=60)
+        assert other.returncode == 0, errors
     finally:
-        for process in processes:
-            process.kill()
-    alone = share(0, 1)
-    for out in outs:
-        assert json.loads(out.read_text()) == pytest.approx(alone, rel=1e-12)
+        other.kill()
+    assert ours == pytest.approx(alone, rel=1e-12)
+    assert json.loads(out.read_text()) == pytest.approx(alone, rel=1e-12)
