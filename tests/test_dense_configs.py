@@ -15,16 +15,8 @@ TASKS = [
 ]
 #: Table 4 of the NSC paper.
 SEEN = [
-    "nyud_semseg",
-    "nyud_edge",
-    "pascal_parts",
-    "pascal_saliency",
-    "tax_dz",
-    "tax_et",
-    "tax_k3",
-    "tax_n",
-    "tax_r",
-    "tax_s25",
+    *("nyud_semseg", "nyud_edge", "pascal_parts", "pascal_saliency"),
+    *("tax_dz", "tax_et", "tax_k3", "tax_n", "tax_r", "tax_s25"),
 ]
 SUITES = pytest.mark.parametrize("suite", ["dense20", "synth20"])
 
