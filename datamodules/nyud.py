@@ -18,7 +18,7 @@ from datamodules.dense.labels import CLASSES, DEPTH, EDGES, IGNORE, NORMALS
 from datamodules.dense.lists import Place, check_disjoint, check_list, check_present, halves, read_ids, stems
 from datamodules.dense.module import DenseDataModule
 from datamodules.dense.transforms import Augmentation, Normalization, View
-from nscmerge.errors import DataError, DatasetNotFoundError, OutputExistsError
+from nscmerge.errors import ConfigError, DataError, DatasetNotFoundError, OutputExistsError
 
 #: Folder and suffix of what every frame has.
 PLACES: list[Place] = [
@@ -138,6 +138,8 @@ class NYUDDataModule(DenseDataModule):
         verify: bool = False,
     ) -> None:
         super().__init__(task, root, size, normalization, batch_size, eval_batch_size, num_workers, seed, verify)
+        if split_seed < 0:
+            raise ConfigError(f"data.init_args.split_seed is {split_seed}; it must not be negative.")
         self.split_seed = split_seed
 
     def read_splits(self) -> dict[Split, NamedDataset]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -72,7 +72,7 @@ def check_list(file: Path, dataset: str, ids: Sequence[str], count: int | None, 
         )
 
 
-def check_disjoint(dataset: str, lists: dict[str, Sequence[str]]) -> None:
+def check_disjoint(dataset: str, lists: Mapping[str, Sequence[str]]) -> None:
     """Raise if an id is in two lists.
 
     Raises:
@@ -100,7 +100,7 @@ def stems(folder: Path, suffix: str) -> set[str]:
         return set()
 
 
-def check_present(dataset: str, root: Path, lists: dict[str, Sequence[str]], places: Sequence[Place]) -> None:
+def check_present(dataset: str, root: Path, lists: Mapping[str, Sequence[str]], places: Sequence[Place]) -> None:
     """Raise unless every id of every list has all its files; reads folders, not files.
 
     Args:

@@ -39,12 +39,14 @@ def validity(depth: Image.Image, size: Size) -> Array:
 
 def log_depth(v: Array) -> Array:
     """Return log(1 + v) / log 65536, in [0, 1]; a hole is 1."""
-    return np.log1p(v) / np.float32(np.log(65536.0))
+    scaled: Array = np.log1p(v) / np.float32(np.log(65536.0))
+    return scaled
 
 
 def stretched(v: Array, top: float) -> Array:
     """Return 2 min(v, top) / top - 1, in [-1, 1]."""
-    return 2 * np.minimum(v, np.float32(top)) / np.float32(top) - 1
+    scaled: Array = 2 * np.minimum(v, np.float32(top)) / np.float32(top) - 1
+    return scaled
 
 
 def occlusion(v: Array) -> Array:

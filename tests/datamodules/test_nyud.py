@@ -239,6 +239,8 @@ def test_options_out_of_range_are_named(root):
         module(root, "parts")
     with pytest.raises(ConfigError, match=r"seed is -1"):
         module(root, seed=-1)
+    with pytest.raises(ConfigError, match=r"split_seed is -1"):
+        module(root, split_seed=-1)
     with pytest.raises(ConfigError, match=r"size is \(0, 3\)"):
         AnyNYUD("semseg", root, size=(0, 3))
     with pytest.raises(ConfigError, match=r"not read yet; call setup"):
