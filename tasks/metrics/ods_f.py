@@ -53,7 +53,7 @@ def edge_scores(
         ConfigError: An option is out of range, or SciPy is missing.
     """
     counter = _counter(Protocol.of(max_dist, thresholds, nms), workers, cache)
-    images = [(quantise(p), np.asarray(e) != 0) for p, e in zip(probabilities, edges, strict=True)]
+    images = [(quantise(p), _array(e) != 0) for p, e in zip(probabilities, edges, strict=True)]
     try:
         total, best = _sums(counter, images)
     finally:
@@ -85,11 +85,9 @@ def quantise(probability: Tensor | NDArray[Any]) -> NDArray[np.uint8]:
 
     Computed in the map's own precision (at least float32), in which k / 255 gives back k.
     """
-    if isinstance(probability, Tensor):
-        wide = torch.promote_types(probability.dtype, torch.float32)
-        probability = probability.detach().cpu()
-        probability = (probability if probability.dtype == torch.uint8 else probability.to(wide)).numpy()
-    values = np.asarray(probability)
+    if isinstance(probability, Tensor) and probability.is_floating_point():  # NumPy has no bfloat16
+        probability = probability.to(torch.promote_types(probability.dtype, torch.float32))
+    values = _array(probability)
     if values.dtype == np.uint8:
         return values
     if not np.issubdtype(values.dtype, np.floating) or values.dtype == np.float16:
@@ -151,7 +149,7 @@ class OdsF(Metric):
             self._counting = _counter(self.protocol, self.workers, self.cache)
         wide = torch.promote_types(prediction.dtype, torch.float32)
         levels = quantise(prediction.to(wide).sigmoid())
-        boundaries = target[:, 1].detach().cpu().numpy()
+        boundaries = _array(target[:, 1])
         images = [crop(*image) for image in zip(levels, boundaries, strict=True)]
         total, best = _sums(self._counting, images)
         self.counts += torch.from_numpy(total).to(self.counts.device)
@@ -185,6 +183,10 @@ def crop(levels: NDArray[np.uint8], boundary: NDArray[Any]) -> tuple[NDArray[np.
     if not inside[window].all():
         raise ConfigError("channel 1 of an edge target has 255 inside the image; only the padding around it may.")
     return levels[window], boundary[window] != 0
+
+
+def _array(x: Tensor | NDArray[Any]) -> NDArray[Any]:
+    return x.detach().cpu().numpy() if isinstance(x, Tensor) else np.asarray(x)
 
 
 def _counter(protocol: Protocol, workers: int, cache: str | Path | None) -> EdgeCounter:

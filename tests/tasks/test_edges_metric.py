@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from nscmerge.errors import ConfigError, OutputError, ShapeError
+from nscmerge.errors import ConfigError, NSCMergeError, OutputError, ShapeError
 from tasks.edge_matching.counting import count_image
 from tasks.edge_matching.protocol import Protocol
 from tasks.edge_matching.thinning import thin
 from tasks.edge_matching.workers import EdgeCounter
 from tasks.metrics import OdsF, edge_scores, ods_f
 from tasks.metrics.ods_f import quantise
-from tests.fakes.edge_maps import outline, ridges
+from tests.fakes.edge_maps import die, outline, ridges
 
 
 def test_counts_by_hand():
@@ -73,6 +73,8 @@ def test_eight_bit_maps_survive_the_way_through_floats():
     for values in (levels, levels / 255, (levels / 255).astype(np.float32), torch.from_numpy(levels) / 255):
         assert np.array_equal(quantise(values), levels)
     assert quantise(torch.tensor([0.999, 1.0, math.nan])).tolist() == [254, 255, 0]
+    assert quantise(torch.tensor([0.25, 0.5, 1.0], dtype=torch.bfloat16)).tolist() == [63, 127, 255]
+    assert quantise(np.array([False, True])).tolist() == quantise(torch.tensor([0, 1])).tolist() == [0, 255]
 
 
 def test_protocols():
@@ -162,6 +164,12 @@ def test_a_run_goes_on_where_it_was(tmp_path, monkeypatch):
     ods_f(*lists, 0.04, 19, cache=tmp_path / "counts")  # another protocol
     assert len(counted) == 4
     assert not [file for file in (tmp_path / "counts").iterdir() if file.suffix != ".npy"]
+
+
+def test_a_worker_that_dies_is_named(monkeypatch):
+    monkeypatch.setattr("tasks.edge_matching.workers.count_image", die)
+    with pytest.raises(NSCMergeError, match="a process that counts edges died"):
+        ods_f([np.ones((3, 3))], [np.ones((3, 3))], 0.01, workers=1)
 
 
 def test_a_cache_that_cannot_be_written(tmp_path):

@@ -1,8 +1,11 @@
 """Suppression, thinning and matching against slow oracles."""
 
+import ast
 import math
+import sys
 from functools import cache
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -134,6 +137,17 @@ def test_matching_equals_an_exhaustive_search():
         found.append(matched_pairs(*maps, radius))
     assert min(found) < 6
     assert max(found) == 12
+
+
+def test_worker_processes_need_no_torch():
+    folder = Path(__file__).parents[2] / "tasks" / "edge_matching"
+    allowed = {*sys.stdlib_module_names, "numpy", "scipy"}
+    for file in folder.glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom | ast.Import):
+                name = node.module if isinstance(node, ast.ImportFrom) else node.names[0].name
+                ours = name == "nscmerge.errors" or name.startswith("tasks.edge_matching")
+                assert ours or name.partition(".")[0] in allowed, f"{file.name} imports {name}"
 
 
 def test_fewer_pixels_at_higher_thresholds_before_thinning():

@@ -161,11 +161,12 @@ def test_saliency_equals_the_formulas():
 
 def test_saliency_of_constant_maps():
     mask = torch.zeros(10, 20, dtype=torch.int64)
-    mask[:, :4] = 1  # a share of 0.2
+    mask.view(-1)[:37] = 1  # a share of 0.185, about that of PASCAL-Context
     everything, nothing = torch.ones(10, 20), torch.zeros(10, 20)
-    assert float(saliency_max_f([everything], [mask])) == pytest.approx(1.3 * 0.2 / (0.3 * 0.2 + 1) / 1, abs=1e-12)
+    assert float(saliency_max_f([everything], [mask])) == pytest.approx(1.3 * 0.185 / (0.3 * 0.185 + 1), abs=1e-12)
+    assert float(saliency_max_f([everything], [mask])) == pytest.approx(0.228, abs=5e-4)
     assert float(saliency_max_f([nothing], [mask])) == 0
-    assert float(saliency_miou([nothing, everything], [mask, mask])) == pytest.approx(0.1)
+    assert float(saliency_miou([nothing, everything], [mask, mask])) == pytest.approx(0.0925)
     assert float(saliency_miou([nothing], [0 * mask])) == 1  # both empty
     assert float(saliency_max_f([nothing], [0 * mask])) == 0
     assert float(saliency_max_f([everything.bool() * torch.nan], [mask])) == 0
