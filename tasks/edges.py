@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from torch import Tensor, nn
-from torchmetrics import MetricCollection
+from torchmetrics import Metric, MetricCollection
 
 from tasks.dense import IGNORE, DenseTask, mean_over
-from tasks.metrics import EdgeReferenceLoss, OdsF
+from tasks.metrics import EdgeAveragePrecision, EdgeReferenceLoss, OdsF, OisF
 
 
 class Edges(DenseTask):
@@ -23,6 +23,7 @@ class Edges(DenseTask):
         weight: Weight w of edge pixels in the loss, 1 - w of others.
         width: As for :class:`DenseTask`.
         depth: Likewise.
+        cache: Folder that keeps the counts of matched images, so that a test that was cut off goes on; None keeps none.
     """
 
     primary, higher_is_better = "odsF", True
@@ -35,9 +36,11 @@ class Edges(DenseTask):
         weight: float = 0.95,
         width: int = 768,
         depth: int = 12,
+        cache: str | None = None,
     ) -> None:
         super().__init__(1, width, depth)
         self.max_dist, self.thresholds, self.workers, self.weight = max_dist, thresholds, workers, weight
+        self.cache = cache
 
     def predict(self, features: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
         """Return logits, (N, H, W)."""
@@ -48,9 +51,17 @@ class Edges(DenseTask):
         return edge_loss(prediction, target[:, 0], self.weight)
 
     def metrics(self) -> MetricCollection:
-        """Return ``odsF`` in [0, 1] and ``edge_refloss``, which is lower for blank maps than for useful ones."""
-        ods = OdsF(self.max_dist, thresholds=self.thresholds, workers=self.workers)
-        return MetricCollection({"odsF": ods, "edge_refloss": EdgeReferenceLoss(self.weight)}, compute_groups=False)
+        """Return ``odsF``, ``oisF``, ``AP`` in [0, 1], and ``edge_refloss``, lower for blank maps than for useful ones.
+
+        The first three come of one count of the matched pixels.
+        """
+        kinds = {"odsF": OdsF, "oisF": OisF, "AP": EdgeAveragePrecision}
+        found: dict[str, Metric] = {
+            name: kind(self.max_dist, self.thresholds, workers=self.workers, cache=self.cache)
+            for name, kind in kinds.items()
+        }
+        found["edge_refloss"] = EdgeReferenceLoss(self.weight)
+        return MetricCollection(found, compute_groups=[list(kinds), ["edge_refloss"]])
 
     def validation_metrics(self) -> MetricCollection:
         """Return ``edge_refloss`` alone: matching edges takes seconds per image."""

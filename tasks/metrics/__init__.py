@@ -11,7 +11,7 @@ from tasks.metrics.edge_loss import EdgeReferenceLoss, edge_reference_loss
 from tasks.metrics.l1 import L1, l1
 from tasks.metrics.mean_iou import MeanIoU, mean_iou
 from tasks.metrics.normalized import normalized_score
-from tasks.metrics.ods_f import OdsF, edge_scores, ods_f
+from tasks.metrics.ods_f import EdgeAveragePrecision, OdsF, OisF, edge_scores, ods_f
 from tasks.metrics.rmse import MSE, RMSE, mse, rmse
 from tasks.metrics.saliency import (
     SaliencyMaxF,
@@ -26,10 +26,12 @@ __all__ = [
     "L1",
     "MSE",
     "RMSE",
+    "EdgeAveragePrecision",
     "EdgeReferenceLoss",
     "MeanAngularError",
     "MeanIoU",
     "OdsF",
+    "OisF",
     "SaliencyMIoU",
     "SaliencyMaxF",
     "SaliencyMaxFDoubleSigmoid",

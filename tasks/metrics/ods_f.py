@@ -166,6 +166,24 @@ class OdsF(Metric):
         return _scores(self.counts.cpu().numpy(), self.best.cpu().numpy(), self.protocol)
 
 
+class OisF(OdsF):
+    """F where every image has its own best threshold; counts as :class:`OdsF`, with which it can share its states."""
+
+    def compute(self) -> Tensor:
+        """Return ois-F, fp64 scalar in [0, 1]."""
+        super().compute()
+        return torch.tensor(self.scores().ois_f, dtype=torch.float64, device=self.counts.device)
+
+
+class EdgeAveragePrecision(OdsF):
+    """Average precision over recalls 0, 0.01 ... 1; counts as :class:`OdsF`, with which it can share its states."""
+
+    def compute(self) -> Tensor:
+        """Return the average precision, fp64 scalar in [0, 1]."""
+        super().compute()
+        return torch.tensor(self.scores().average_precision, dtype=torch.float64, device=self.counts.device)
+
+
 def crop(levels: NDArray[np.uint8], boundary: NDArray[Any]) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
     """Return map and boundary without the padding, which the boundary marks by 255.
 

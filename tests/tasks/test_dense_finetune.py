@@ -132,7 +132,7 @@ def test_the_optimizer_gets_rates_decay_and_poly(base, tmp_path):
 def test_curves_of_edges_are_cheap_and_the_final_score_is_not(base, tmp_path):
     fine = module(base, TASKS["edge"][0])
     assert list(fine.val_metrics) == ["val/edge_refloss"]
-    assert set(fine.test_metrics) == {"test/odsF", "test/edge_refloss"}
+    assert set(fine.test_metrics) == {"test/odsF", "test/oisF", "test/AP", "test/edge_refloss"}
 
 
 def test_only_stochastic_depth_is_in_training_mode(base):

@@ -13,6 +13,7 @@ from tasks.edge_matching.counting import count_image
 from tasks.edge_matching.protocol import Protocol
 from tasks.edge_matching.thinning import thin
 from tasks.edge_matching.workers import EdgeCounter
+from tasks.edges import Edges
 from tasks.metrics import OdsF, edge_scores, ods_f
 from tasks.metrics.ods_f import quantise
 from tests.fakes.edge_maps import die, outline, ridges
@@ -116,6 +117,28 @@ def test_the_class_cuts_off_padding_and_equals_the_function():
     assert float(metric.compute()) == expected.ods_f > 0.3
     assert metric.scores().ois_f == expected.ois_f >= expected.ods_f
     np.testing.assert_array_equal(metric.scores().table, expected.table)
+
+
+def test_a_task_reports_all_three_scores_and_counts_once(monkeypatch):
+    logits, targets, lists = batch(np.random.default_rng(5))
+    counted = []
+    original = EdgeCounter.count
+
+    def count(self, images):
+        counted.append(len(images))
+        return original(self, images)
+
+    monkeypatch.setattr(EdgeCounter, "count", count)
+    metrics = Edges(max_dist=0.03, thresholds=19, width=4, depth=4).metrics()
+    for _ in range(2):  # a second test starts anew
+        for i in range(2):
+            metrics.update(logits[i : i + 1], targets[i : i + 1])
+        found = {name: float(value) for name, value in metrics.compute().items()}
+        metrics.reset()
+        expected = edge_scores(*lists, 0.03, 19)
+        got = found["odsF"], found["oisF"], found["AP"]
+        assert got == (expected.ods_f, expected.ois_f, expected.average_precision)
+    assert counted == [1, 1, 2] * 2  # image by image, and at once by the function
 
 
 def test_errors_of_the_class():

@@ -34,7 +34,7 @@ def test_regression_speaks_the_unit_of_its_targets():
     assert (float(task.mean), float(task.std)) == (140.0, 40.0)
     model, inputs = tiny_bert(), batch(3, 5)
     prediction = task(model, inputs)
-    torch.testing.assert_close(prediction, task.scores(model, inputs)[:, 0] * 40 + 140)
+    torch.testing.assert_close(prediction, task.scores(task.features(model, inputs))[:, 0] * 40 + 140)
     expected = ((prediction - targets) / 40).square().mean()
     torch.testing.assert_close(task.loss(prediction, targets), expected)
     assert task.primary == "pearson"
