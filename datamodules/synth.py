@@ -6,9 +6,11 @@ NYUD-v2, PASCAL-Context or Taskonomy, and their scores belong into no table with
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from datamodules.dense.files import Size
 from datamodules.dense.module import DenseDataModule
 from datamodules.dense.transforms import Normalization
 from datamodules.nyud import NYUDDataModule
@@ -37,9 +39,9 @@ class Rendered(DenseDataModule):
     A subclass sets ``tree`` and ``workers`` and passes ``tree_folder(tree)`` on as ``root``.
     """
 
-    expected_hashes: ClassVar = None
-    expected_counts: ClassVar = None
-    expected_image_size: ClassVar = None
+    expected_hashes: ClassVar[Mapping[str, str] | None] = None
+    expected_counts: ClassVar[Mapping[str, int] | None] = None
+    expected_image_size: ClassVar[Size | None] = None
     tree: Tree
     workers: int | None
 
@@ -184,7 +186,7 @@ class SynthTaskonomyDataModule(Rendered, TaskonomyDataModule):
     """
 
     data_name: ClassVar[str] = "synth_taskonomy"
-    test_buildings: ClassVar = None
+    test_buildings: ClassVar[Sequence[str] | None] = None
     skipped_buildings: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(

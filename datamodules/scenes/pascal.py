@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -103,7 +105,7 @@ def write_frame(root: Path, name: str, frame: Frame, void_rims: bool) -> None:
     _save(root / "human_parts" / f"{name}.mat", {"anno": annotation(name, frame)})
 
 
-def annotation(name: str, frame: Frame) -> NDArray[np.void]:
+def annotation(name: str, frame: Frame) -> NDArray[Any]:
     """Return PASCAL Parts' struct: ``imname``, ``objects`` of ``class, class_ind, mask, parts`` of ``part_name, mask``.
 
     Args:
@@ -127,7 +129,7 @@ def annotation(name: str, frame: Frame) -> NDArray[np.void]:
     return _records(["imname", "objects"], [(name, _records(fields, objects))])
 
 
-def _records(fields: list[str], rows: list[tuple[object, ...]]) -> NDArray[np.void]:
+def _records(fields: list[str], rows: Sequence[tuple[object, ...]]) -> NDArray[Any]:
     """Return a struct array (1, N) with fields of dtype object; where there are no rows, MATLAB's empty 0 x 0 array."""
     if not rows:
         return np.zeros((0, 0))

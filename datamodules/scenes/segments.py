@@ -19,6 +19,9 @@ from datamodules.scenes.cues import HOLE, REFERENCE_HEIGHT
 from datamodules.scenes.normalized_cut import normalized_cut
 from datamodules.scenes.primitives import Array
 
+#: Fewest pixels of a superpixel in geometry, which images below 128 pixels need lest nearly every pixel be one.
+LEAST = 12
+
 
 def segments_2d(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Return segments of a colour image (H, W, 3), ids stretched to 0..255 (H, W)."""
@@ -45,7 +48,7 @@ def segments_25d(
     with warnings.catch_warnings():
         # It wonders about images of five channels, which these are.
         warnings.simplefilter("ignore", RuntimeWarning)
-        superpixels = felzenszwalb(channels, scale=200 * scale**2, sigma=0, min_size=max(1, round(200 * scale**2)))
+        superpixels = felzenszwalb(channels, scale=200 * scale**2, sigma=0, min_size=max(LEAST, round(200 * scale**2)))
     return _joined(channels, superpixels, threshold=1.0, cuts=100, self_weight=1.0)
 
 

@@ -176,15 +176,31 @@ def test_odd_numbers_of_views_are_refused():
         TaskonomyTree(views=3)
 
 
-@pytest.mark.parametrize(
-    "tree",
-    [NYUDTree(6, 2, (24, 32)), PascalTree(6, 1, 1, (24, 32)), TaskonomyTree(2, 1, 1, 4, (24, 24))],
-    ids=lambda t: t.name,
-)
-def test_the_bytes_do_not_depend_on_the_pool(tree, tmp_path):
-    assert tree.units >= 8
-    alone, pooled = (render(tree, tmp_path / str(n), workers=n) for n in (1, 2))
+class Together:
+    """Several trees as one, so that one pool renders all; found by the workers under this module's name."""
+
+    name = "together"
+
+    def __init__(self, *trees):
+        self.trees = trees
+        self.pieces = [(tree, unit) for tree in trees for unit in range(tree.units)]
+        self.units = len(self.pieces)
+
+    def write(self, root, unit):
+        tree, own = self.pieces[unit]
+        tree.write(root / tree.name, own)
+
+    def finish(self, root):
+        for tree in self.trees:
+            tree.finish(root / tree.name)
+
+
+def test_the_bytes_do_not_depend_on_the_pool(tmp_path):
+    trees = Together(NYUDTree(3, 1, (24, 32)), PascalTree(2, 1, 1, (24, 32)), TaskonomyTree(1, 1, 1, 2, (24, 24)))
+    assert trees.units == 11
+    alone, pooled = (render(trees, tmp_path / str(n), workers=n) for n in (1, 2))
     assert contents(alone) == contents(pooled)
+    assert len(contents(alone)) == (4 * 5 + 2) + (4 * 6 + 8) + (6 * 12 + 1)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["1", "2"]
 
 
@@ -258,3 +274,17 @@ def test_whoever_is_first_wins(tmp_path):
     assert (render(late, tmp_path / "tree", workers=1) / "first.txt").is_file()
     assert late.written == [0, 1, 2]
     assert [p.name for p in tmp_path.iterdir()] == ["tree"]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: NYUDTree(test=0), r"synth_nyud: held_out is 0; every split"),
+        (lambda: PascalTree(val=-1), r"synth_pascal: val is -1; every split"),
+        (lambda: PascalTree(size=(8, 40)), r"synth_pascal: image_size is \(8, 40\).*at least 16"),
+        (lambda: TaskonomyTree(seed=-2), r"synth_taskonomy: scene_seed is -2"),
+    ],
+)
+def test_what_cannot_be_made_is_refused_before_rendering(make, message):
+    with pytest.raises(ConfigError, match=message):
+        make()
