@@ -43,8 +43,8 @@ def render(tree: Tree, folder: Path, workers: int | None = None) -> Path:
     Args:
         tree: What to write.
         folder: Where.
-        workers: Processes; None takes one per CPU. The files do not depend on it. With more than one a script of your own
-            needs the usual ``if __name__ == "__main__":``, as the processes are spawned.
+        workers: Processes; None takes one per CPU. The files do not depend on it. They are spawned, so a
+            script of your own needs the usual ``if __name__ == "__main__":``.
     """
     if folder.is_dir():
         return folder
