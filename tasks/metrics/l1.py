@@ -7,36 +7,15 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from nscmerge.errors import ShapeError
-
-
-def absolute_errors(pred: Tensor, target: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Return the sum of absolute errors, fp64, and the number of valid elements, int64.
-
-    Args:
-        pred: Any shape.
-        target: The same shape.
-        mask: Valid elements, bool, the same shape, or None for all.
-
-    Raises:
-        ShapeError: The shapes differ; nothing is broadcast.
-    """
-    pred, target = torch.as_tensor(pred), torch.as_tensor(target)
-    mask = torch.ones(pred.shape, dtype=torch.bool, device=pred.device) if mask is None else torch.as_tensor(mask)
-    if not pred.shape == target.shape == mask.shape:
-        raise ShapeError(
-            f"pred is {tuple(pred.shape)}, target {tuple(target.shape)}, mask {tuple(mask.shape)}; all must agree."
-        )
-    mask = mask.bool()
-    return (pred[mask].double() - target[mask].double()).abs().sum(), mask.sum()
+from tasks.metrics.differences import valid_differences
 
 
 def l1(pred: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
     """Return the mean absolute difference over all valid elements, in the target's unit; NaN if none is valid.
 
-    Pooled: not the mean of per-image errors. Args and errors as :func:`absolute_errors`.
+    Pooled: not the mean of per-image errors. Args and errors as :func:`valid_differences`.
     """
-    total, count = absolute_errors(pred, target, mask)
-    return total / count
+    return valid_differences(pred, target, mask).abs().mean()
 
 
 class L1(Metric):
@@ -81,8 +60,8 @@ class L1(Metric):
             mask = (labels[:, channels:] != 0).expand_as(values)
         if labels.shape[1] == channels + 1:
             labels = labels[:, :channels]
-        total, count = absolute_errors(values, labels, mask)
-        for name, value in zip(self._names, (total, count), strict=True):
+        errors = valid_differences(values, labels, mask).abs()
+        for name, value in zip(self._names, (errors.sum(), errors.numel()), strict=True):
             setattr(self, name, getattr(self, name) + value)
 
     def compute(self) -> Tensor:

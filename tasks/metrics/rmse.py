@@ -6,38 +6,15 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from nscmerge.errors import ShapeError
-
-
-def squared_errors(pred: Tensor, target: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Return the sum of squared errors, fp64, and the number of valid elements, int64.
-
-    Args:
-        pred: Any shape.
-        target: The same shape.
-        mask: Valid elements, bool, the same shape, or None for all.
-
-    Raises:
-        ShapeError: The shapes differ; nothing is broadcast.
-    """
-    pred, target = torch.as_tensor(pred), torch.as_tensor(target)
-    mask = torch.ones(pred.shape, dtype=torch.bool, device=pred.device) if mask is None else torch.as_tensor(mask)
-    if not pred.shape == target.shape == mask.shape:
-        raise ShapeError(
-            f"pred is {tuple(pred.shape)}, target {tuple(target.shape)}, mask {tuple(mask.shape)}; all must agree."
-        )
-    mask = mask.bool()
-    # Select first: what lies under the mask may be NaN.
-    return (pred[mask].double() - target[mask].double()).square().sum(), mask.sum()
+from tasks.metrics.differences import valid_differences
 
 
 def mse(pred: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
     """Return the mean squared error over all valid elements, in the target's unit squared; NaN if none is valid.
 
-    Pooled: not the mean of per-image errors. Args and errors as :func:`squared_errors`.
+    Pooled: not the mean of per-image errors. Args and errors as :func:`valid_differences`.
     """
-    total, count = squared_errors(pred, target, mask)
-    return total / count
+    return valid_differences(pred, target, mask).square().mean()
 
 
 def rmse(pred: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -68,9 +45,9 @@ class MSE(Metric):
         if self.ignore_value is not None:
             labelled = target != self.ignore_value
             mask = labelled if mask is None else mask.bool() & labelled
-        total, count = squared_errors(pred, target, mask)
-        self.total += total
-        self.count += count
+        errors = valid_differences(pred, target, mask).square()
+        self.total += errors.sum()
+        self.count += errors.numel()
 
     def compute(self) -> Tensor:
         """Return the pooled error, fp64 scalar."""
