@@ -1,5 +1,7 @@
 """Benchmark and search with shared batches: the numbers of one pass per task, from fewer passes."""
 
+import json
+
 import pytest
 import torch
 from lightning import Trainer
@@ -98,3 +100,18 @@ def test_a_search_finds_the_same_values(folders):
                 assert point.tasks == pytest.approx(other.points[lam].tasks, rel=1e-4)
     assert passes < all_passes
     assert shared.origin["criteria"]["loss"]["samples"]["tasks"] == {"a": 8, "b": 8, "c": 8}
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_pool_and_give_the_numbers_of_one(folders, tmp_path):
+    contents = []
+    for devices, strategy in ((1, "auto"), (2, "ddp_spawn")):
+        output = tmp_path / f"on{devices}"
+        benchmark = Benchmark(tiny_bert(), heads(), folders, MERGES, output=output)
+        trainer = Trainer(**(QUIET | {"devices": devices, "strategy": strategy}))
+        trainer.test(benchmark, datamodule=pooled_data(True), verbose=False)
+        contents.append(json.loads((output / "scores.json").read_text()))
+    assert contents[0]["tasks"] == contents[1]["tasks"]
+    for name, candidate in contents[0]["candidates"].items():
+        for task, cell in candidate["tasks"].items():
+            assert contents[1]["candidates"][name]["tasks"][task]["value"] == pytest.approx(cell["value"], rel=1e-4)
