@@ -62,8 +62,12 @@ class Rendered(DenseDataModule):
         super().setup(stage)
 
     def describe(self) -> dict[str, Any]:
-        """Return what a result should keep of its data; ``data`` says that they are synthetic."""
-        return {**super().describe(), "data": DATA, "data_set": self.data_name}
+        """Return what a result should keep of its data; ``data`` says that they are synthetic.
+
+        ``root`` is the tree's place within the cache folder, which differs from machine to machine.
+        """
+        place = f"synth/v{GENERATOR_VERSION}/{self.tree.name}"
+        return {**super().describe(), "data": DATA, "data_set": self.data_name, "root": place}
 
 
 class SynthNYUDDataModule(Rendered, NYUDDataModule):

@@ -89,7 +89,8 @@ class Pretrain(LightningModule):
         self.mask_token = nn.Parameter(torch.zeros(width))
         self.decoder = Block(width, heads)
         self.pixels = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 3 * patch_size**2))
-        self.presence = nn.ModuleDict({source: nn.Linear(width, count) for source, count in kinds.items()})
+        # A list, as nn.ModuleDict refuses names that modules have as methods.
+        self.sources, self.presence = list(kinds), nn.ModuleList(nn.Linear(width, count) for count in kinds.values())
         self.masked, self.presence_weight = masked, presence
         self.lr, self.weight_decay, self.warmup, self.half, self.output = lr, weight_decay, warmup, half, output
 
@@ -111,8 +112,8 @@ class Pretrain(LightningModule):
             fill = masked_pixel_loss(self.fill_in(tokens, seen, grid), patches(x, self.patch_size), hidden)
             self.log(f"train/masked/{source}", fill, batch_size=len(x))
             losses.append(fill)
-            if source in self.presence:
-                logits = self.presence[source](tokens[:, 0])
+            if source in self.sources:
+                logits = self.presence[self.sources.index(source)](tokens[:, 0])
                 shown = nn.functional.binary_cross_entropy_with_logits(logits, present(part["target"], logits.shape[1]))
                 self.log(f"train/presence/{source}", shown, batch_size=len(x))
                 losses.append(self.presence_weight * shown)
