@@ -28,16 +28,16 @@ def table_figure(scores: Scores) -> Figure:
         percent[i] = [*(row.normalized[task] for task in tasks), *means]
         texts.append([f"{value:.1f}" for value in percent[i]])
 
-    figure = Figure(figsize=(2.5 + 0.62 * percent.shape[1], 1.9 + 0.34 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(2.5 + 0.55 * percent.shape[1], 1.9 + 0.34 * len(rows)), layout="constrained")
     axes = figure.subplots()
-    colours = matplotlib.colormaps["viridis"].with_extremes(over="gold", bad="white")
+    colours = matplotlib.colormaps["viridis"].with_extremes(over="salmon", bad="white")
     image = axes.imshow(percent, aspect="auto", cmap=colours, vmin=0, vmax=100)
     for (i, j), value in np.ndenumerate(percent):
         dark = math.isfinite(value) and value < 60
         axes.text(j, i, texts[i][j], ha="center", va="center", fontsize=7, color="white" if dark else "black")
     arrows = ["↑" if scores.tasks[task].higher_is_better else "↓" for task in tasks]
     labels = [f"{task}\n{scores.tasks[task].metric} {arrow}" for task, arrow in zip(tasks, arrows, strict=True)]
-    axes.set_xticks(range(percent.shape[1]), [*labels, *sums], rotation=60, ha="left", fontsize=7)
+    axes.set_xticks(range(percent.shape[1]), [*labels, *sums], rotation=60, ha="left", rotation_mode="anchor", fontsize=7)
     axes.xaxis.tick_top()
     axes.set_yticks(range(len(rows)), [f"{EXPERT} (absolute)", *(row.name for row in rows[1:])], fontsize=8)
     edges = np.cumsum([len(names) for names in scores.groups.values()])
