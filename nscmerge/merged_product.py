@@ -41,5 +41,5 @@ class MergedProduct(torch.autograd.Function):
 
 def merged_product(z: Tensor, c: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor) -> Tensor:
     """Return W0 z + b + B (c * (A z)), differentiable in z and c; all tensors of one dtype. Shapes as above."""
-    product: Tensor = MergedProduct.apply(z, c, weight, bias, A, B)  # type: ignore[no-untyped-call]
+    product: Tensor = MergedProduct.apply(z, c, weight, bias, A, B)
     return product

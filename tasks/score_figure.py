@@ -37,7 +37,9 @@ def table_figure(scores: Scores) -> Figure:
         axes.text(j, i, texts[i][j], ha="center", va="center", fontsize=7, color="white" if dark else "black")
     arrows = ["↑" if scores.tasks[task].higher_is_better else "↓" for task in tasks]
     labels = [f"{task}\n{scores.tasks[task].metric} {arrow}" for task, arrow in zip(tasks, arrows, strict=True)]
-    axes.set_xticks(range(percent.shape[1]), [*labels, *sums], rotation=60, ha="left", rotation_mode="anchor", fontsize=7)
+    axes.set_xticks(
+        range(percent.shape[1]), [*labels, *sums], rotation=60, ha="left", rotation_mode="anchor", fontsize=7
+    )
     axes.xaxis.tick_top()
     axes.set_yticks(range(len(rows)), [f"{EXPERT} (absolute)", *(row.name for row in rows[1:])], fontsize=8)
     edges = np.cumsum([len(names) for names in scores.groups.values()])
