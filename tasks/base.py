@@ -27,6 +27,8 @@ class Task(nn.Module, ABC):
     #: What the prediction is: ``classes``, one logit per class and sample, (N, C); ``tokens``, logits of the next token
     #: at every position, (N, T, V), or at the last, (N, V); or ``values``, which are no logits at all.
     outputs: Literal["classes", "tokens", "values"]
+    #: How many training samples :meth:`fit_head` wants to see, evenly spaced; None for all, 0 for none.
+    head_samples: int | None = None
 
     def check(self, model: nn.Module) -> None:
         """Raise ConfigError if the head cannot read this base model; nothing by default."""

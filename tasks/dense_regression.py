@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
@@ -24,6 +25,8 @@ class DenseRegression(DenseTask):
             score take all pixels, as the paper's do; ``L1_masked`` over valid ones is reported too.
         width: As for :class:`DenseTask`.
         depth: Likewise.
+        from_constant: Start the decoder at the constant that is best on 256 training samples instead of at random; for
+            maps so flat that a random start does not catch up with it.
 
     Raises:
         ConfigError: An unknown error, or ``masked`` without ``l1``.
@@ -38,12 +41,26 @@ class DenseRegression(DenseTask):
         masked: bool = False,
         width: int = 768,
         depth: int = 12,
+        from_constant: bool = False,
     ) -> None:
         super().__init__(channels, width, depth)
         if error not in ("l1", "mse") or (masked and error != "l1"):
             raise ConfigError(f"error is '{error}' with masked {masked}; expected 'l1', or 'mse' without masked.")
-        self.channels, self.error, self.masked = channels, error, masked
+        self.channels, self.error, self.masked, self.from_constant = channels, error, masked, from_constant
+        self.head_samples = 256 if from_constant else 0
         self.primary = "L1" if error == "l1" else "rmse"
+
+    def constant(self, targets: Tensor) -> Tensor:
+        """Return what is best for every channel where nothing is seen: median or mean of (M, C, H, W), (C,)."""
+        values = targets[:, : self.channels].transpose(0, 1).flatten(1)
+        return values.median(1).values if self.error == "l1" else values.mean(1)
+
+    @torch.no_grad()
+    def fit_head(self, targets: Tensor) -> None:
+        """Set the decoder to :meth:`constant` of training targets."""
+        self.decoder.weight.zero_()
+        assert self.decoder.bias is not None  # for the type checker
+        self.decoder.bias.copy_(self.constant(targets))
 
     def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
         """Return the mean error over pixels and channels: (N, C, H, W), the target with one channel more if masked."""

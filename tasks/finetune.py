@@ -168,9 +168,11 @@ class FineTune(LightningModule):
 
     def on_train_start(self) -> None:
         """Fit the head's constants to the training targets, and log the ratios of the untrained layers."""
-        if type(self.task).fit_head is not Task.fit_head:
+        if type(self.task).fit_head is not Task.fit_head and self.task.head_samples != 0:
             dataset = self.trainer.train_dataloader.dataset
-            self.task.fit_head(torch.stack([dataset[i]["target"] for i in range(len(dataset))]))
+            size, wanted = len(dataset), self.task.head_samples
+            take = size if wanted is None else min(size, wanted)
+            self.task.fit_head(torch.stack([dataset[i * size // take]["target"] for i in range(take)]))
         loaders = self.trainer.val_dataloaders
         if self.rank and loaders is not None and self.global_step == 0:
             for inputs, _ in self._batches(loaders):

@@ -129,6 +129,19 @@ def test_the_optimizer_gets_rates_decay_and_poly(base, tmp_path):
     assert rates == [pytest.approx(pair) for pair in expected]
 
 
+def test_a_decoder_can_start_at_the_constant(base, tmp_path):
+    flat = FakeImageDataModule(lambda x: x[:1].clamp(min=0))
+    task = DenseRegression(1, from_constant=True, **SIZE)
+    trainer(tmp_path, max_steps=1).fit(module(base, task, lr=0.0), datamodule=flat)
+    train = torch.stack([flat.dataset("train").target(i) for i in range(8)])
+    assert task.decoder.bias.tolist() == pytest.approx([float(train.median())], abs=1e-3)  # rounded to fp16
+    assert not task.decoder.weight.any()
+    other = DenseRegression(1, **SIZE)
+    weight = other.decoder.weight.clone()
+    trainer(tmp_path, max_steps=1).fit(module(base, other, lr=0.0), datamodule=flat)
+    torch.testing.assert_close(other.decoder.weight, weight, atol=1e-3, rtol=1e-3)
+
+
 def test_curves_of_edges_are_cheap_and_the_final_score_is_not(base, tmp_path):
     fine = module(base, TASKS["edge"][0])
     assert list(fine.val_metrics) == ["val/edge_refloss"]
