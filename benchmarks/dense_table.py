@@ -37,7 +37,7 @@ def main(
     Args:
         output: Folder of everything.
         suite: ``synth20``, the stand-in, or ``dense20``, the real data sets.
-        learned: Which learned merges; ``nsc_adam``, the supplement's optimizer, hardly moves from its start in 100 steps.
+        learned: Which learned merges; ``nsc_adam``, the supplement's optimizer, hardly moves in 100 steps.
         fit_words: Further words for ``nscmerge fit``.
         test_words: Further words for ``nscmerge test``.
         search: Search the scales of the closed-form methods; the configuration of the test takes them from there.
