@@ -150,7 +150,7 @@ def compare(data: LightningDataModule, experts: str, samples: int = 512) -> bool
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run :func:`compare` from a command line."""
-    raise SystemExit(0 if auto_cli(compare, args=args) else 1)
+    raise SystemExit(0 if auto_cli(compare, as_positional=False, args=args) else 1)
 
 
 if __name__ == "__main__":

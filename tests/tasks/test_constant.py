@@ -8,7 +8,7 @@ from torch import nn
 
 from datamodules.joint import JointDataModule
 from nscmerge.errors import ConfigError
-from tasks.constant import compare, constant_scores, constants
+from tasks.constant import compare, constant_scores, constants, main
 from tasks.dense import DenseTask
 from tasks.dense_regression import DenseRegression
 from tasks.depth import Depth
@@ -85,3 +85,10 @@ def test_other_tasks_have_none():
 
     with pytest.raises(ConfigError, match="no constant predictor is known for Strange"):
         constants(Strange(1, **SIZE), nn.Parameter(torch.zeros(1)))
+
+
+def test_the_command_names_its_options(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    assert stop.value.code == 0
+    assert "--experts EXPERTS" in capsys.readouterr().out
