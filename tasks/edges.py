@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
 from tasks.dense import IGNORE, DenseTask, mean_over
+from tasks.edge_matching.protocol import Protocol
 from tasks.metrics import EdgeAveragePrecision, EdgeReferenceLoss, OdsF, OisF
+from tasks.metrics.ods_f import edge_counter
+
+if TYPE_CHECKING:
+    from tasks.edge_matching.workers import EdgeCounter
 
 
 class Edges(DenseTask):
@@ -41,6 +47,7 @@ class Edges(DenseTask):
         super().__init__(1, width, depth)
         self.max_dist, self.thresholds, self.workers, self.weight = max_dist, thresholds, workers, weight
         self.cache = cache
+        self._counter: EdgeCounter | None = None
 
     def predict(self, features: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
         """Return logits, (N, H, W)."""
@@ -53,12 +60,18 @@ class Edges(DenseTask):
     def metrics(self) -> MetricCollection:
         """Return ``odsF``, ``oisF``, ``AP`` in [0, 1], and ``edge_refloss``, lower for blank maps than for useful ones.
 
-        The first three come of one count of the matched pixels.
+        The first three come of one count of the matched pixels. All metrics of this task share its workers: a benchmark
+        has one set of metrics for every merge that it tests.
+
+        Raises:
+            ConfigError: SciPy is missing.
         """
+        protocol = Protocol.of(self.max_dist, self.thresholds)
+        if self._counter is None:
+            self._counter = edge_counter(protocol, self.workers, self.cache)
         kinds = {"odsF": OdsF, "oisF": OisF, "AP": EdgeAveragePrecision}
         found: dict[str, Metric] = {
-            name: kind(self.max_dist, self.thresholds, workers=self.workers, cache=self.cache)
-            for name, kind in kinds.items()
+            name: kind(self.max_dist, self.thresholds, counter=self._counter) for name, kind in kinds.items()
         }
         found["edge_refloss"] = EdgeReferenceLoss(self.weight)
         return MetricCollection(found, compute_groups=[list(kinds), ["edge_refloss"]])

@@ -52,7 +52,7 @@ def edge_scores(
         ShapeError: A map and its boundary differ in size.
         ConfigError: An option is out of range, or SciPy is missing.
     """
-    counter = _counter(Protocol.of(max_dist, thresholds, nms), workers, cache)
+    counter = edge_counter(Protocol.of(max_dist, thresholds, nms), workers, cache)
     images = [(quantise(p), _array(e) != 0) for p, e in zip(probabilities, edges, strict=True)]
     try:
         total, best = _sums(counter, images)
@@ -106,6 +106,8 @@ class OdsF(Metric):
         nms: Whether strengths are thinned by non-maximum suppression first.
         workers: Processes that count, for each process that evaluates; 0 counts in this one.
         cache: Folder that keeps the counts of finished images.
+        counter: Counts instead of one of the metric's own; metrics of many models share its workers. Made with the same
+            options, see :func:`edge_counter`.
 
     Raises:
         ConfigError: An option is out of range.
@@ -120,10 +122,11 @@ class OdsF(Metric):
         nms: bool = True,
         workers: int = 0,
         cache: str | Path | None = None,
+        counter: EdgeCounter | None = None,
     ) -> None:
         super().__init__()
         self.protocol, self.workers, self.cache = Protocol.of(max_dist, thresholds, nms), workers, cache
-        self._counting: EdgeCounter | None = None
+        self._counting = counter
         # Sums alone, not one entry per image: the best threshold of an image is its own affair.
         size = len(self.protocol.thresholds)
         self.add_state("counts", torch.zeros(size, 3, dtype=torch.int64), dist_reduce_fx="sum")
@@ -146,7 +149,7 @@ class OdsF(Metric):
                 "expected (N, H, W) and (N, 2, H, W)."
             )
         if self._counting is None:
-            self._counting = _counter(self.protocol, self.workers, self.cache)
+            self._counting = edge_counter(self.protocol, self.workers, self.cache)
         wide = torch.promote_types(prediction.dtype, torch.float32)
         levels = quantise(prediction.to(wide).sigmoid())
         boundaries = _array(target[:, 1])
@@ -207,7 +210,17 @@ def _array(x: Tensor | NDArray[Any]) -> NDArray[Any]:
     return x.detach().cpu().numpy() if isinstance(x, Tensor) else np.asarray(x)
 
 
-def _counter(protocol: Protocol, workers: int, cache: str | Path | None) -> EdgeCounter:
+def edge_counter(protocol: Protocol, workers: int = 0, cache: str | Path | None = None) -> EdgeCounter:
+    """Return what counts edges.
+
+    Args:
+        protocol: Distance, thresholds, suppression.
+        workers: Processes that count; 0 counts in this one.
+        cache: Folder that keeps the counts of finished images.
+
+    Raises:
+        ConfigError: SciPy is missing, or ``workers`` is negative.
+    """
     try:
         from tasks.edge_matching.workers import EdgeCounter
     except ModuleNotFoundError as error:

@@ -141,6 +141,20 @@ def test_a_task_reports_all_three_scores_and_counts_once(monkeypatch):
     assert counted == [1, 1, 2] * 2  # image by image, and at once by the function
 
 
+def test_metrics_of_one_task_share_their_workers():
+    task = Edges(max_dist=0.03, thresholds=19, workers=1, width=4, depth=4)
+    logits, targets, lists = batch(np.random.default_rng(5))
+    first, second = task.metrics(), task.metrics()
+    pools = []
+    for metrics in (first, second):
+        metrics.update(logits, targets)
+        pools.append(metrics["odsF"]._counting._pool)
+    assert pools[0] is pools[1] is not None
+    expected = edge_scores(*lists, 0.03, 19).ods_f
+    assert [float(m.compute()["odsF"]) for m in (first, second)] == [expected, expected]
+    assert first["odsF"]._counting._pool is None
+
+
 def test_errors_of_the_class():
     logits, targets, _ = batch(np.random.default_rng(5))
     with pytest.raises(ConfigError, match="255 everywhere in channel 1"):
