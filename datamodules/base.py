@@ -58,6 +58,11 @@ def collate(samples: Sequence[Sample]) -> Sample:
     return batch
 
 
+def size_of(dataset: Dataset[Any]) -> int:
+    """Return the number of samples; torch's map-style data sets have one without declaring it."""
+    return len(dataset)  # type: ignore[arg-type]
+
+
 class LabelledDataset(Dataset[Sample], ABC):
     """Samples whose inputs and label can be read apart, for those who need one of the two only."""
 
@@ -83,7 +88,7 @@ class WithoutTarget(Dataset[Sample]):
         self._labelled = dataset
 
     def __len__(self) -> int:
-        return len(self._labelled)  # type: ignore[arg-type]
+        return size_of(self._labelled)
 
     def __getitem__(self, index: int) -> Sample:
         if isinstance(self._labelled, LabelledDataset):
@@ -104,7 +109,7 @@ class RankShare(DistributedSampler[Any]):
 
     def __init__(self, dataset: Dataset[Any], num_replicas: int = 1, rank: int = 0) -> None:
         super().__init__(dataset, num_replicas=num_replicas, rank=rank, shuffle=False)
-        self.indices = range(rank, len(dataset), num_replicas)  # type: ignore[arg-type]
+        self.indices = range(rank, size_of(dataset), num_replicas)
 
     def __iter__(self) -> Iterator[int]:
         return iter(self.indices)
@@ -115,7 +120,7 @@ class RankShare(DistributedSampler[Any]):
 
 def evenly_spaced(dataset: Dataset[Sample], samples: int | None) -> Dataset[Sample]:
     """Return at most ``samples`` of a data set, evenly spaced from the first on; all of them where None."""
-    size: int = len(dataset)  # type: ignore[arg-type]
+    size = size_of(dataset)
     if samples is None or samples >= size:
         return dataset
     return Subset(dataset, [i * size // samples for i in range(samples)])

@@ -8,7 +8,7 @@ import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from datamodules.base import Sample, Split, TaskDataModule, TaskKey, evaluation_loader, evenly_spaced
+from datamodules.base import Sample, Split, TaskDataModule, TaskKey, evaluation_loader, evenly_spaced, size_of
 from datamodules.shared import SharedDataset, check_pool, pools
 from datamodules.stream import EndlessStream, JointBatch, SequentialBatches, StreamLoader
 from nscmerge.errors import ConfigError
@@ -113,7 +113,7 @@ class JointDataModule(LightningDataModule):
                 check_pool({task: self.tasks[task] for task in key}, "test" if stage == "test" else self.split)
         if stage == "fit":
             for key, dataset in self._unlabelled().items():
-                self._check_size(key, len(dataset), self.batch_size, "one batch")  # type: ignore[arg-type]
+                self._check_size(key, size_of(dataset), self.batch_size, "one batch")
 
     def train_dataloader(self) -> DataLoader[JointBatch]:
         """Return the endless label-free stream, from the step at which training stands."""
@@ -126,7 +126,7 @@ class JointDataModule(LightningDataModule):
         rank, world_size = self._place()
         datasets = {key: self._drawn(dataset) for key, dataset in self._unlabelled().items()}
         for key, dataset in datasets.items():
-            have = min(self.val_samples, len(dataset))  # type: ignore[arg-type]
+            have = min(self.val_samples, size_of(dataset))
             self._check_size(key, have, world_size, "one validation sample for each process")
         batches = SequentialBatches(datasets, self.batch_size, rank, world_size, samples=self.val_samples)
         return DataLoader(batches, batch_size=None, num_workers=self.num_workers)
@@ -177,7 +177,7 @@ class JointDataModule(LightningDataModule):
         if self.val_seed is None:
             return dataset
         generator = torch.Generator().manual_seed(self.val_seed)
-        return Subset(dataset, torch.randperm(len(dataset), generator=generator).tolist())  # type: ignore[arg-type]
+        return Subset(dataset, torch.randperm(size_of(dataset), generator=generator).tolist())
 
     def _place(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)

@@ -7,7 +7,7 @@ from collections.abc import Hashable, Mapping
 import torch
 from torch.utils.data import Dataset
 
-from datamodules.base import TARGET, LabelledDataset, Sample, Split, TaskDataModule, TaskKey, without_target
+from datamodules.base import TARGET, LabelledDataset, Sample, Split, TaskDataModule, TaskKey, size_of, without_target
 from nscmerge.errors import ConfigError
 
 
@@ -30,7 +30,7 @@ class SharedDataset(LabelledDataset):
     """
 
     def __init__(self, datasets: Mapping[str, Dataset[Sample]]) -> None:
-        sizes = {task: len(dataset) for task, dataset in datasets.items()}  # type: ignore[arg-type]
+        sizes = {task: size_of(dataset) for task, dataset in datasets.items()}
         if len(set(sizes.values())) > 1:
             raise ConfigError(
                 f"tasks of one pool have different numbers of samples: {sizes}. They are no pool; let their data "

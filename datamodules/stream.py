@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
-from datamodules.base import Sample, TaskKey, collate, without_target
+from datamodules.base import Sample, TaskKey, collate, size_of, without_target
 
 #: Inputs of every task, by task name, then by input name; of tasks that share them by the tuple of their names.
 JointBatch = dict[TaskKey, Sample]
@@ -90,7 +90,7 @@ class EndlessStream(JointBatches):
 
     def indices(self, task: TaskKey, step: int) -> list[int]:
         """Return ``batch_size`` samples; those of two passes where the step lies across their border."""
-        size = len(self.datasets[task])  # type: ignore[arg-type]
+        size = size_of(self.datasets[task])
         positions = range(step * self.batch_size, (step + 1) * self.batch_size)
         return [int(self._permutation(task, size, p // size)[p % size]) for p in positions]
 
@@ -115,7 +115,7 @@ class SequentialBatches(JointBatches):
         samples: int = 64,
     ) -> None:
         super().__init__(datasets, batch_size * world_size, rank, world_size)
-        self.sizes = {task: min(samples, len(data)) for task, data in self.datasets.items()}  # type: ignore[arg-type]
+        self.sizes = {task: min(samples, size_of(data)) for task, data in self.datasets.items()}
 
     def steps(self) -> Iterator[int]:
         """Return the steps until every task has run out."""
