@@ -23,7 +23,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	touch $@
 
 # Two learned merges, from the papers' start value and from the weight average; the closed-form ones are made where they
-# are tested, on 128 of the 400 held-out samples per task, evenly spaced (leave test_samples out for all).
+# are tested, on 64 of the 400 held-out samples per task, evenly spaced (leave test_samples out for all).
 FIT = $(NSCMERGE) fit --config configs/experiments/text6_nsc.yaml \
   --trainer.logger.init_args.save_dir $(RUN) --trainer.logger.init_args.name tensorboard
 
@@ -34,7 +34,7 @@ quickstart: $(VENV)/.ready
 	$(NSCMERGE) test --config configs/experiments/text6_benchmark.yaml --config configs/experiments/text6_benchmark_methods.yaml \
 	  --model.init_args.merges.nsc $(RUN)/merges/nsc \
 	  --model.init_args.merges.nsc_from_average $(RUN)/merges/nsc_from_average \
-	  --data.init_args.test_samples 128 --data.init_args.test_batch_size 16 --model.init_args.output $(RUN)/scores
+	  --data.init_args.test_samples 64 --data.init_args.test_batch_size 16 --model.init_args.output $(RUN)/scores
 	for merge in nsc nsc_from_average; do \
 	  $(NSCMERGE) report --merge $(RUN)/merges/$$merge --logs $(RUN)/tensorboard/$$merge \
 	    --output $(RUN)/figures/$$merge || exit 1; done
