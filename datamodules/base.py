@@ -14,20 +14,25 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
 
 from nscmerge.errors import ShapeError
 
-Sample = dict[str, Tensor]
+#: Tensors by name; the target of a generation task is a list of accepted answers instead.
+Sample = dict[str, Any]
 Split = Literal["train", "val", "test"]
 #: Whose samples they are: one task's, or those of several tasks with the same inputs.
 TaskKey = str | tuple[str, ...]
 #: The one key of a sample that holds its label.
 TARGET = "target"
+#: Token labels that no loss counts, as torch's cross entropy has it.
+IGNORED = -100
 
 
 def collate(samples: Sequence[Sample]) -> Sample:
-    """Return one batch: every key stacked along a new first dimension, 1-D tensors padded right with 0 if they must.
+    """Return one batch: every key stacked along a new first dimension, 1-D tensors padded right if they must.
 
-    Labels of several tasks, ``{task: tensor}``, are stacked task by task.
+    Labels of several tasks, ``{task: tensor}``, are stacked task by task; what is no tensor, such as accepted answers,
+    becomes a list with one entry per sample.
 
-    Zero is also what masks a token in ``attention_mask``, so a padded position is never a valid one.
+    Inputs are padded with 0, which is also what masks a token in ``attention_mask``, so a padded position is never a
+    valid one; labels with ``IGNORED``.
 
     Raises:
         ShapeError: The samples differ in their keys, or in a shape that padding cannot mend.
@@ -45,11 +50,14 @@ def collate(samples: Sequence[Sample]) -> Sample:
         if isinstance(tensors[0], Mapping):
             batch[key] = collate(tensors)
             continue
+        if not isinstance(tensors[0], Tensor):
+            batch[key] = tensors
+            continue
         shapes = {tuple(t.shape) for t in tensors}
         if len(shapes) == 1:
             batch[key] = torch.stack(tensors)
         elif all(t.ndim == 1 for t in tensors):
-            batch[key] = pad_sequence(tensors, batch_first=True)
+            batch[key] = pad_sequence(tensors, batch_first=True, padding_value=IGNORED if key == TARGET else 0)
         else:
             raise ShapeError(
                 f"'{key}' has the shapes {sorted(shapes)} within one batch; only 1-D tensors are padded. "
@@ -161,6 +169,10 @@ class TaskDataModule(LightningDataModule, ABC):
     def dataset(self, split: Split) -> Dataset[Sample]:
         """Return the labelled data set of one split; called after :meth:`setup`."""
 
+    def supervised(self, split: Split) -> Dataset[Sample]:
+        """Return one split as a training sees it; generation adds the answer to the inputs. Default: the data set."""
+        return self.dataset(split)
+
     def unlabelled(self, split: Split) -> Dataset[Sample]:
         """Return one split without labels: the only data that learning a merge gets to see."""
         return without_target(self.dataset(split))
@@ -172,7 +184,7 @@ class TaskDataModule(LightningDataModule, ABC):
     def train_dataloader(self) -> DataLoader[Sample]:
         """Return shuffled, labelled training batches; the order depends on ``seed`` alone."""
         return DataLoader(
-            self.dataset("train"),
+            self.supervised("train"),
             batch_size=self.batch_size,
             shuffle=True,
             generator=torch.Generator().manual_seed(self.seed),
@@ -181,15 +193,17 @@ class TaskDataModule(LightningDataModule, ABC):
         )
 
     def val_dataloader(self) -> DataLoader[Sample]:
-        """Return labelled validation batches in order."""
-        return self._evaluation_loader("val")
+        """Return validation batches in order, in the form of the training's."""
+        return self._in_order(self.supervised("val"))
 
     def test_dataloader(self) -> DataLoader[Sample]:
         """Return labelled test batches in order."""
-        return self._evaluation_loader("test")
+        return self.scored_dataloader("test")
 
-    def _evaluation_loader(self, split: Split) -> DataLoader[Sample]:
+    def scored_dataloader(self, split: Split) -> DataLoader[Sample]:
+        """Return labelled batches of a split in order, in the form that metrics score."""
+        return self._in_order(self.dataset(split))
+
+    def _in_order(self, dataset: Dataset[Sample]) -> DataLoader[Sample]:
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        return evaluation_loader(
-            self.dataset(split), self.eval_batch_size, self.num_workers, rank=rank, world_size=world_size
-        )
+        return evaluation_loader(dataset, self.eval_batch_size, self.num_workers, rank=rank, world_size=world_size)

@@ -64,6 +64,17 @@ class Task(nn.Module, ABC):
         """Return new metrics for the curves of a training; :meth:`metrics` unless those take too long."""
         return self.metrics()
 
+    def evaluator(self) -> nn.Module:
+        """Return what gives the predictions that :meth:`metrics` take; generation returns a module that decodes answers.
+
+        Called as ``evaluator(model, inputs)``.
+        """
+        return self
+
+    def notes(self) -> list[str]:
+        """Return what a record of scores must say of how they were measured; nothing by default."""
+        return []
+
     def fit_head(self, targets: Tensor) -> None:
         """Adapt fixed parts of the head to the training targets, (N, ...), before training; nothing by default."""
 

@@ -247,7 +247,7 @@ class FineTune(LightningModule):
             return {}
         data.setup("test")
         scores = {}
-        for split, loader in {"val": data.val_dataloader(), "test": data.test_dataloader()}.items():
+        for split, loader in {"val": data.scored_dataloader("val"), "test": data.test_dataloader()}.items():
             metrics = self.task.metrics().to(self.device)
             for inputs, target in self._batches(loader):
                 metrics.update(self(inputs), target)
