@@ -65,7 +65,7 @@ class Task(nn.Module, ABC):
         return self.metrics()
 
     def evaluator(self) -> nn.Module:
-        """Return what gives the predictions that :meth:`metrics` take; generation returns a module that decodes answers.
+        """Return what gives the predictions that :meth:`metrics` take: the task itself, unless answers are decoded.
 
         Called as ``evaluator(model, inputs)``.
         """

@@ -248,9 +248,9 @@ class FineTune(LightningModule):
         data.setup("test")
         scores = {}
         for split, loader in {"val": data.scored_dataloader("val"), "test": data.test_dataloader()}.items():
-            metrics = self.task.metrics().to(self.device)
+            metrics, predict = self.task.metrics().to(self.device), self.task.evaluator()
             for inputs, target in self._batches(loader):
-                metrics.update(self(inputs), target)
+                metrics.update(predict(self.model, inputs), target)
             scores[split] = {metric: float(value) for metric, value in metrics.compute().items()}
         return scores
 
