@@ -17,6 +17,7 @@ _HOME = {
     "merge": "nscmerge.merging",
     "METHODS": "nscmerge.methods",
     "MergeModule": "nscmerge.module",
+    "Pretrained": "nscmerge.pretrained",
     "NSCMergeError": "nscmerge.errors",
 }
 __all__ = [*_HOME, "__version__"]
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from nscmerge.merging import merge as merge
     from nscmerge.methods import METHODS as METHODS
     from nscmerge.module import MergeModule as MergeModule
+    from nscmerge.pretrained import Pretrained as Pretrained
     from nscmerge.update import Update as Update
 
 

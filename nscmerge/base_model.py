@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -10,10 +11,12 @@ from torch import nn
 
 from nscmerge.adapter_files import hash_weights
 from nscmerge.errors import ConfigError, DatasetNotFoundError
+from nscmerge.pretrained import TIMM_SCHEME, Pretrained, load_transformers
 from nscmerge.timm_model import load_timm
 
 PACKAGE_SCHEME = "package:"
-TIMM_SCHEME = "timm:"
+#: All that is taken for a base model: a source by name, one by name and class, or a module.
+BaseModel = str | nn.Module | Pretrained
 
 
 def package_folder(package: str) -> Path | None:
@@ -65,62 +68,77 @@ def _timm_folder(source: str) -> str | None:
 
 
 def load_base_model(
-    source: str | nn.Module, dtype: str | None = None, sha256: str | None = None, drop_path: float = 0.0
+    source: BaseModel, dtype: str | None = None, sha256: str | None = None, drop_path: float = 0.0
 ) -> nn.Module:
     """Return the base model, frozen and in eval mode.
 
     Args:
-        source: As :func:`resolve_source`; ``timm:NAME`` for a vision transformer of timm's registry, or ``timm:`` and a
-            folder with timm's files (``timm:package:NAME/FOLDER`` too): fused attention is split into q, k, v, images
-            may have any size; or a module, which is frozen in place.
+        source: As :func:`resolve_source`, loaded as ``AutoModel``; a :class:`Pretrained` for another class, in another
+            form; ``timm:NAME`` for a vision transformer of timm's registry, or ``timm:`` and a folder with timm's files
+            (``timm:package:NAME/FOLDER`` too): fused attention is split into q, k, v, images may have any size; or a
+            module, which is frozen in place.
         dtype: ``float32``, ``bfloat16`` or ``float16``; None keeps the dtype that the weights are stored in, but for
             timm fp32.
         sha256: What :func:`weights_sha256` must give for a local source; None takes any weights.
         drop_path: Rate of stochastic depth, for timm models; acts once its modules are put into training mode.
 
     Raises:
-        ConfigError: The model cannot be had from there, has other weights, or the dtype is unknown.
+        ConfigError: The model cannot be had from there, has other weights, the dtype is unknown, or ``dtype`` or
+            ``sha256`` contradict those of a :class:`Pretrained`.
     """
-    if drop_path and not (isinstance(source, str) and source.startswith(TIMM_SCHEME)):
+    if drop_path and not source_of(source).startswith(TIMM_SCHEME):
         raise ConfigError(f"drop_path is {drop_path}; only base models of timm ('timm:...') have stochastic depth.")
-    if sha256 is not None and isinstance(source, str) and (got := weights_sha256(source)) != sha256:
-        raise ConfigError(
-            f"base model '{source}': its weights have SHA-256 {got}, expected {sha256}; adapters of other weights do "
-            "not fit. Install the version that the configuration names, or take the hash out of it."
-        )
-    if dtype is not None and not isinstance(getattr(torch, dtype, None), torch.dtype):
-        raise ConfigError(f"dtype '{dtype}' is not a torch dtype; use float32, bfloat16 or float16.")
     if isinstance(source, nn.Module):
-        model = source
-    elif source.startswith(TIMM_SCHEME):
-        folder = _timm_folder(source)
-        model = load_timm(source.removeprefix(TIMM_SCHEME), None if folder is None else Path(folder), drop_path)
+        model = source if _dtype(dtype) is None else source.to(_dtype(dtype))
+        return model.requires_grad_(False).eval()
+    spec = _joined(source, dtype, sha256)
+    if spec.sha256 is not None and (got := weights_sha256(spec)) != spec.sha256:
+        raise ConfigError(
+            f"base model '{spec.source}': its weights have SHA-256 {got}, expected {spec.sha256}; adapters of other "
+            "weights do not fit. Install the version that the configuration names, or take the hash out of it."
+        )
+    wanted = _dtype(spec.dtype)
+    if spec.source.startswith(TIMM_SCHEME):
+        folder = _timm_folder(spec.source)
+        model = load_timm(spec.source.removeprefix(TIMM_SCHEME), None if folder is None else Path(folder), drop_path)
     else:
-        model = _load_transformers(source, dtype)
-    if dtype is not None:
-        model = model.to(getattr(torch, dtype))
+        model = load_transformers(spec, resolve_source(spec.source))
+    if wanted is not None and spec.quantize is None:
+        model = model.to(wanted)
     return model.requires_grad_(False).eval()
 
 
-def _load_transformers(source: str, dtype: str | None) -> nn.Module:
-    from transformers import AutoModel
-
-    path = resolve_source(source)
-    try:
-        # safetensors only: a pickle could run code on loading.
-        model: nn.Module = AutoModel.from_pretrained(path, dtype=dtype or "auto", use_safetensors=True)
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"base model '{source}' cannot be loaded ({str(error).splitlines()[0]}). Expected a folder with "
-            "config.json and safetensors weights, or the id of a model on the hub that can be reached from here."
-        ) from error
-    return model
+def source_of(source: BaseModel) -> str:
+    """Return what a base model is called in records: its source, or the class of a module."""
+    if isinstance(source, Pretrained):
+        return source.source
+    return source if isinstance(source, str) else type(source).__name__
 
 
-def weights_sha256(source: str) -> str | None:
-    """Return the SHA-256 of a local base model's safetensors file, or None where it is not a local folder.
+def _joined(source: str | Pretrained, dtype: str | None, sha256: str | None) -> Pretrained:
+    """Return the one description of a base model whose dtype and hash may stand in two places."""
+    spec = source if isinstance(source, Pretrained) else Pretrained(source)
+    for name, given in (("dtype", dtype), ("sha256", sha256)):
+        own = getattr(spec, name)
+        if given is not None and own not in (None, given):
+            raise ConfigError(
+                f"base model '{spec.source}': {name} is {own!r} in base_model and {given!r} beside it; state it once."
+            )
+    return replace(spec, dtype=spec.dtype or dtype, sha256=spec.sha256 or sha256)
 
-    Of several files the hash of the list of their hashes, as for adapters.
+
+def _dtype(name: str | None) -> torch.dtype | None:
+    found = getattr(torch, name, None) if name is not None else None
+    if name is not None and not isinstance(found, torch.dtype):
+        raise ConfigError(f"dtype '{name}' is not a torch dtype; use float32, bfloat16 or float16.")
+    return found
+
+
+def weights_sha256(source: str | Pretrained) -> str | None:
+    """Return the SHA-256 of a local base model's weight file, or None where it is not a local folder.
+
+    Of several files the hash of the list of their hashes, as for adapters. Safetensors, or the GGUF file that is named.
     """
-    files = sorted(Path(resolve_source(source)).glob("*.safetensors"))
+    spec = source if isinstance(source, Pretrained) else Pretrained(source)
+    files = sorted(Path(resolve_source(spec.source)).glob(spec.gguf_file or "*.safetensors"))
     return hash_weights(files) if files else None
