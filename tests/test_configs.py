@@ -9,12 +9,36 @@ from nscmerge.cli import main
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 FILES = sorted(str(f.relative_to(CONFIGS)) for f in CONFIGS.rglob("*.yaml"))
+#: Suites of language and vision-language tasks, and a task of each.
+LANGUAGE = {
+    "nli6": "rte",
+    "vlm6": "chartqa",
+    "clip8": "dtd",
+    "clip14": "dtd",
+    "clip20": "dtd",
+    "glue8": "rte",
+    "llava4": "scienceqa",
+}
+#: Folders whose ``common.yaml`` holds what their tasks share, with one of those tasks; a task's file is laid over it.
+SUITES = {
+    "experts/dense20": "nyud_semseg",
+    "experts/synth20": "nyud_semseg",
+    **{f"experts/{'clip' if 'clip' in suite else suite}": task for suite, task in LANGUAGE.items()},
+}
 #: Files that are laid over, or named by, a complete one.
 PARTS = {
     "experts/probe.yaml": "experts/bbc.yaml",
-    "data/text6.yaml": "experiments/text6_nsc.yaml",
-    "data/dense20.yaml": "experiments/dense20_nsc.yaml",
-    "data/synth20.yaml": "experiments/synth20_nsc.yaml",
+    **{f"data/{s}.yaml": f"experiments/{s}_nsc.yaml" for s in ("text6", "dense20", "synth20", *LANGUAGE)},
+    **{f"experiments/{s}_benchmark_methods.yaml": f"experiments/{s}_benchmark.yaml" for s in LANGUAGE},
+    **{f"experiments/{s}_own.yaml": f"experiments/{s}_nsc.yaml" for s in ("nli6", "vlm6", "glue8")},
+    **{
+        f"experiments/vlm6_{part}.yaml": "experiments/vlm6_nsc.yaml"
+        for part in ("last_token", "full_sequence", "text_only", "image_only")
+    },
+    "experiments/vlm6_adamerging_full.yaml": "experiments/vlm6_adamerging.yaml",
+    "experiments/clip8_b16.yaml": "experiments/clip8_nsc.yaml",
+    "experiments/clip8_b16_benchmark.yaml": "experiments/clip8_benchmark.yaml",
+    **{f"experiments/samples_{n}.yaml": "experiments/nli6_nsc.yaml" for n in (1, 10, 100)},
     "experiments/text6_benchmark_methods.yaml": "experiments/text6_benchmark.yaml",
     **{
         f"experiments/{suite}_{part}.yaml": f"experiments/{suite}_{whole}.yaml"
@@ -24,16 +48,20 @@ PARTS = {
 }
 
 
-#: Folders whose ``common.yaml`` holds what their tasks share; a task's file is laid over it.
-SUITES = ("experts/dense20", "experts/synth20")
-
-
-def suite(file):
-    """Return the files that belong together, in order, if ``file`` is part of a suite of experts."""
+def whole(file):
+    """Return the files that belong together, in order, the last of them ``file`` wherever it completes a command."""
     folder, name = file.rsplit("/", 1)
-    if folder not in SUITES or name == "base.yaml":
-        return []
-    return [f"{folder}/common.yaml", f"{folder}/nyud_semseg.yaml" if name == "common.yaml" else file]
+    if folder in SUITES and name != "base.yaml":
+        return [f"{folder}/common.yaml", f"{folder}/{SUITES[folder]}.yaml" if name == "common.yaml" else file]
+    if folder.startswith("twins/"):
+        suite, part = folder.removeprefix("twins/"), name.removesuffix(".yaml")
+        if part == "expert":
+            return [
+                *whole(f"experts/{'clip' if 'clip' in suite else suite}/{LANGUAGE[suite]}.yaml"),
+                file,
+            ]
+        return [f"experiments/{suite}_{'nsc' if part in ('merge', 'data') else part}.yaml", file]
+    return [PARTS[file], file] if file in PARTS else [file]
 
 
 def parsed(capsys, *args):
@@ -47,16 +75,16 @@ def parsed(capsys, *args):
 @pytest.mark.parametrize("file", FILES)
 def test_parses(file, capsys):
     command = next((c for word, c in (("benchmark", "test"), ("search", "search")) if word in file), "fit")
-    if file.startswith("data/"):
-        got = parsed(capsys, command, "--config", str(CONFIGS / PARTS[file]), "--data", str(CONFIGS / file))
+    files = [str(CONFIGS / f) for f in whole(file)]
+    if file.endswith("data.yaml") or file.startswith("data/"):
+        got = parsed(capsys, command, "--config", files[0], "--data", files[1])
         assert list(got["data"]["init_args"]["tasks"]) == list(
             yaml.safe_load((CONFIGS / file).read_text())["init_args"]["tasks"]
         )
         return
-    whole = [PARTS[file], file] if file in PARTS else suite(file) or [file]
-    got = parsed(capsys, command, *(word for f in whole for word in ("--config", str(CONFIGS / f))))
+    got = parsed(capsys, command, *(word for f in files for word in ("--config", f)))
     wanted = yaml.safe_load((CONFIGS / file).read_text())
-    for key, value in wanted["model"]["init_args"].items():
+    for key, value in wanted.get("model", {}).get("init_args", {}).items():
         if isinstance(value, str | int | float):
             assert got["model"]["init_args"][key] == value
 
