@@ -21,7 +21,7 @@ def read_image(value: Any, where: str, root: Path | None = None) -> Any:
     """Return an RGB ``PIL.Image``, completely decoded.
 
     Args:
-        value: An image of Pillow, encoded bytes, a path, or the ``{"bytes", "path"}`` that Hugging Face data sets store.
+        value: An image of Pillow, encoded bytes, a path, or the ``{"bytes", "path"}`` of a Hugging Face data set.
         where: Data set and sample, for messages.
         root: Folder of relative paths.
 
@@ -49,7 +49,7 @@ def read_image(value: Any, where: str, root: Path | None = None) -> Any:
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         name = opened if isinstance(opened, Path) else "its image"
         raise DataError(
-            f"{where}: {name} cannot be decoded ({error}). The file is damaged or no image; fetch it again or remove the row."
+            f"{where}: {name} cannot be decoded ({error}). It is damaged or no image; fetch it again or remove the row."
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Prompt, picture and answer to the tensors of a LLaVA: the placeholder spread over image tokens, the answer labelled."""
+"""Prompt, picture and answer to the tensors of a LLaVA: the placeholder becomes image tokens, the answer labels."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ class VLMEncoder:
         if not torch.equal(ids[:start], before) or not len(ends):
             raise DataError(
                 f"{where}: the tokens of prompt and answer do not begin with those of the prompt or have no end token "
-                f"({self.tokenizer.eos_token!r}), so the answer cannot be told from the prompt. Use the tokenizer of a LLaVA."
+                f"({self.tokenizer.eos_token!r}), so the answer cannot be told apart. Use the tokenizer of a LLaVA."
             )
         stop = start + int(ends[0]) + 1
         target = torch.full_like(ids, IGNORED)

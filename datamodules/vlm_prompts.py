@@ -1,7 +1,7 @@
 """What a vision-language model is asked, byte for byte: the words of each task, and the chat around them.
 
-Three styles of the same six tasks: ``code``, as the official code of NSC (arXiv:2603.26317) asks; ``paper``, its Table 7;
-``lmms_eval``, the sentences of lmms-eval, to compare with numbers from there.
+Three styles of the same six tasks: ``code``, as the official code of NSC (arXiv:2603.26317) asks; ``paper``, its
+Table 7; ``lmms_eval``, the sentences of lmms-eval, to compare with numbers from there.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def iconqa_text(question: str, choices: Sequence[str] | None, style: Style) -> s
     Args:
         question: As the data have it.
         choices: The answers to choose from; empty for a question that is to be filled in; None where the data say
-            nothing of choices, so that the question is complete as it is stored: the prepared sets of the official code.
+            nothing of choices, so that the question is complete as it is stored, as the official code has it.
         style: ``code`` leaves a complete question alone, else adds the choices and the paper's sentence (how the
             official sets write them is not published); ``lmms_eval`` letters the choices and asks for the letter.
     """

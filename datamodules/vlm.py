@@ -1,0 +1,153 @@
+"""The six vision-language tasks of NSC: VizWiz, IconQA, ChartQA, DocVQA, COCO and Flickr30k captions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import Dataset
+
+from datamodules.base import Sample, Split, TaskDataModule, without_target
+from datamodules.images import ImageMode, read_image
+from datamodules.sources import Source, Table, open_source
+from datamodules.vlm_encoding import VLMEncoder
+from datamodules.vlm_prompts import CAPTIONING, LLAVA_HF, Modality, Style, user_text
+from datamodules.vlm_samples import AnsweredPrompts, Picked, ScoredPrompts, check_modality
+from datamodules.vlm_sources import SPECS, asked, captions, groups, one_picture
+from nscmerge.errors import ConfigError
+
+
+class VLMSplit:
+    """One split of one task: its rows, joined by picture where they are captions.
+
+    Args:
+        task: Key of :data:`datamodules.vlm_sources.SPECS`.
+        table: The rows.
+        style: Whose words.
+        root: Folder of relative paths of pictures.
+    """
+
+    def __init__(self, task: str, table: Table, style: Style, root: Path | None) -> None:
+        self.task, self.style, self.root = task, style, root
+        self.table = table.undecoded("image")
+        self.groups = groups(task, table)
+        self._ids = table.column("id") if "id" in table else None
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def name(self, index: int) -> str:
+        """Return what messages call a sample."""
+        identity = "" if self._ids is None else f" ({self._ids[self.groups[index][0]]})"
+        return f"{self.table.where}, sample {index}{identity}"
+
+    def scored(self, index: int, picture: bool) -> Picked:
+        """Return text, picture and all accepted answers of a sample."""
+        rows = [self.table[i] for i in self.groups[index]]
+        said = asked(self.task, rows, self.style, self.name(index))
+        return said.text, self._picture(rows, index) if picture else None, said.answers
+
+    def learned(self, index: int, picture: bool) -> Picked:
+        """Return text, picture and the answers to learn."""
+        rows = [self.table[i] for i in self.groups[index]]
+        said = asked(self.task, rows, self.style, self.name(index))
+        return said.text, self._picture(rows, index) if picture else None, said.learned
+
+    def lessons(self) -> list[tuple[int, int]]:
+        """Return (sample, number of the answer) of everything that training learns: captions one by one."""
+        if self.task not in CAPTIONING:
+            return [(i, 0) for i in range(len(self))]
+        counts = [len(captions(value, self.table.where)) for value in self.table.column("captions")]
+        return [(i, n) for i, group in enumerate(self.groups) for n in range(sum(counts[r] for r in group))]
+
+    def _picture(self, rows: list[dict[str, Any]], index: int) -> Any:
+        return read_image(rows[0]["image"], self.name(index), self.root)
+
+
+class VLMDataModule(TaskDataModule):
+    """One vision-language task in the protocol of NSC (arXiv:2603.26317), whose splits its code makes.
+
+    ``dataset`` gives prompts with the accepted answers, ``supervised`` prompts with the answer to learn: VizWiz,
+    ChartQA and DocVQA the first, captions every one as its own sample.
+
+    Args:
+        task: ``vizwiz``, ``iconqa``, ``chartqa``, ``docvqa``, ``coco`` or ``flickr30k``.
+        processor: Folder or hub id of the base model, whose tokenizer and image processor are used.
+        source: Folder or hub id of the data; None takes the published ones. IconQA as the official code prepares it is
+            not published: give a folder with train and val.
+        prompt_style: ``code``, ``paper`` or ``lmms_eval``; the last asks IconQA for letters.
+        image_mode: ``center_crop``, or ``pad`` to a square first.
+        modality: What :meth:`unlabelled` samples, from which merges are learned, hold: ``both``, ``text`` without the
+            picture, or ``image`` without the text. Training and scores always see both.
+        max_length: Most tokens of a sample, those of the picture included; None takes the model's context.
+        batch_size: Samples per training step and process.
+        eval_batch_size: Samples per batch of validation and test.
+        num_workers: Loader processes.
+        seed: Order of the training samples.
+
+    Raises:
+        ConfigError: Task, style, modality or image mode is unknown.
+    """
+
+    def __init__(
+        self,
+        task: str,
+        processor: str = "llava-hf/llava-1.5-7b-hf",
+        source: str | None = None,
+        prompt_style: Style = "code",
+        image_mode: ImageMode = "center_crop",
+        modality: Modality = "both",
+        max_length: int | None = None,
+        batch_size: int = 1,
+        eval_batch_size: int = 1,
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(batch_size, eval_batch_size, num_workers, seed)
+        if task not in SPECS:
+            raise ConfigError(f"no vision-language task '{task}'; known: {', '.join(SPECS)}.")
+        user_text(task, prompt_style)
+        check_modality(modality)
+        self.task, self.processor, self.source = task, processor, source
+        self.prompt_style, self.image_mode = prompt_style, image_mode
+        self.modality, self.max_length = modality, max_length
+        self._encoder: VLMEncoder | None = None
+        self._source: Source | None = None
+        self._splits: dict[Split, VLMSplit] = {}
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the data and the processor; a split is read when it is asked for."""
+        if self._encoder is None:
+            self._encoder = VLMEncoder.load(self.processor, LLAVA_HF, self.image_mode, self.max_length)
+            self._source = open_source(SPECS[self.task], self.source)
+
+    def dataset(self, split: Split) -> Dataset[Sample]:
+        """Return prompts, with the list of accepted answers or references as ``target``."""
+        return self._prompts(split, "both")
+
+    def unlabelled(self, split: Split) -> Dataset[Sample]:
+        """Return prompts of the chosen modality, without answers."""
+        return without_target(self._prompts(split, self.modality))
+
+    def supervised(self, split: Split) -> Dataset[Sample]:
+        """Return prompts with an answer each, its tokens and end token as ``target``."""
+        encoder, rows = self._opened(split)
+        return AnsweredPrompts(rows.lessons(), rows.learned, rows.name, encoder)
+
+    def describe(self) -> dict[str, Any]:
+        """Return what a record of results says of the data."""
+        own = {name: getattr(self, name) for name in ("task", "prompt_style", "image_mode", "modality")}
+        return {**own, **(self._source.describe() if self._source else {})}
+
+    def _prompts(self, split: Split, modality: Modality) -> Dataset[Sample]:
+        encoder, rows = self._opened(split)
+        return ScoredPrompts(len(rows), rows.scored, rows.name, encoder, modality)
+
+    def _opened(self, split: Split) -> tuple[VLMEncoder, VLMSplit]:
+        if self._encoder is None or self._source is None:
+            raise ConfigError(f"{type(self).__name__}: the '{split}' split is not read yet; call setup() first.")
+        if split not in self._splits:
+            table = self._source.split(split, one_picture if self.task == "iconqa" else None)
+            root = Path(self._source.name) if self._source.place is None else None
+            self._splits[split] = VLMSplit(self.task, table, self.prompt_style, root)
+        return self._encoder, self._splits[split]
