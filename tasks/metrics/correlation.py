@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from nscmerge.errors import ShapeError
+from tasks.metrics.answers import CorpusMetric
 
 
 def pearson(x: Tensor, y: Tensor) -> Tensor:
@@ -46,3 +50,34 @@ def _vectors(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     if x.ndim != 1 or x.shape != y.shape:
         raise ShapeError(f"x is {tuple(x.shape)}, y {tuple(y.shape)}; a correlation needs two vectors of one length.")
     return x, y
+
+
+def text_spearman(predictions: Sequence[str], targets: Sequence[str]) -> Tensor:
+    """Return Spearman's rho of the numbers that texts spell (STS-B of Flan-T5 on GLUE), in [-1, 1], fp64.
+
+    A text that is no number counts as 0.0, as in FusionBench; so does "nan", which would undo every other answer there.
+    Where there is no correlation, as of constant predictions, it is 0.
+
+    Args:
+        predictions: Generated texts, N.
+        targets: True values as texts, N.
+    """
+    rho = spearman(*([_number(text) for text in texts] for texts in (predictions, targets)))
+    return torch.nan_to_num(rho, nan=0.0)
+
+
+class TextSpearman(CorpusMetric):
+    """:func:`text_spearman` over many batches and processes, against each sample's first answer."""
+
+    def compute(self) -> Tensor:
+        """Return rho in [-1, 1], fp64 scalar."""
+        predictions, targets = self.gathered()
+        return text_spearman(predictions, [target[0] for target in targets])
+
+
+def _number(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        return 0.0
+    return 0.0 if math.isnan(value) else value
