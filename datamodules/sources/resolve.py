@@ -110,7 +110,7 @@ def open_source(spec: DatasetSpec, source: str | None = None) -> Source:
     Raises:
         DatasetNotFoundError: There is no such path, or no copy on the hub can be had; says why, copy by copy.
     """
-    if source is not None and _is_path(source):
+    if source is not None and is_path(source):
         return _open_local(spec, source)
     places = list(spec.places) if source is None else [_place(spec, source)]
     missed: list[str] = []
@@ -140,7 +140,7 @@ def _open_local(spec: DatasetSpec, source: str) -> Source:
     return Source(spec, str(path), local.load, local.names, note=stand_in_note(path))
 
 
-def _is_path(source: str) -> bool:
+def is_path(source: str) -> bool:
     """Whether a source is meant as a path, there or not."""
     if source.startswith((PACKAGE_SCHEME, ".", "/", "~")) or "\\" in source or Path(source).exists():
         return True
