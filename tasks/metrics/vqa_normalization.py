@@ -20,7 +20,7 @@ _PLAIN = (
     "where's where've who'd who'll who's who've why'll why're why's won't would've wouldn't y'all you'd you'll you're "
     "you've"
 )
-_NOT_HAVE = "could had might should would"
+_NOT_HAVE = ["could", "had", "might", "should", "would"]
 _WOULD_HAVE = ["he", "I", "it", "she", "someone", "something", "somebody", "there", "they", "we", "who", "you"]
 _IRREGULAR = {
     "yall'll": "y'all'll",
