@@ -13,7 +13,8 @@ from nscmerge.errors import ConfigError
 from nscmerge.geometry import residual_ratio, training_ratio
 from nscmerge.merged_linear import MergedModel
 from nscmerge.objectives.anchors import Anchors, sample_keys, samples_of
-from nscmerge.objectives.nsc import NSC, Ratio
+from nscmerge.objectives.nsc import NSC
+from nscmerge.objectives.ratios import Ratio
 from nscmerge.targets import Blocks
 
 Penalty = Literal["hinge", "absolute", "squared"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
@@ -18,7 +19,7 @@ from nscmerge.factors import LowRank
 from nscmerge.heads import predictions
 from nscmerge.merged_linear import MergedModel
 from nscmerge.objectives.base import Objective
-from nscmerge.objectives.greedy import end_of_answer, greedy_logits
+from nscmerge.objectives.greedy import end_of_answer, greedy_logits, start_decoder
 
 Sum = Callable[[Iterable[Tensor]], Tensor]
 
@@ -59,6 +60,8 @@ class Entropy(Objective):
         task_reduction: Over tasks; None takes the published one, ``sum`` where a task generates, else ``mean``.
         max_new_tokens: Steps at most of a full answer.
         eos_token_id: Token or tokens that end an answer; None takes the model's own.
+        class_mask: Leave the class that a task never has, its ``mask_class``, out of the entropy. False takes all
+            logits of the head, as published.
     """
 
     quantity = "entropy"
@@ -71,6 +74,7 @@ class Entropy(Objective):
         task_reduction: Literal["sum", "mean"] | None = None,
         max_new_tokens: int = 128,
         eos_token_id: int | list[int] | None = None,
+        class_mask: bool = False,
     ) -> None:
         super().__init__()
         if max_new_tokens < 1:
@@ -83,7 +87,7 @@ class Entropy(Objective):
         self.mode, self.token_reduction, self.max_new_tokens = mode, token_reduction, max_new_tokens
         default = "sum" if "tokens" in self._outputs.values() else "mean"
         self.task_reduction = default if task_reduction is None else task_reduction
-        self.eos_token_id = eos_token_id
+        self.eos_token_id, self.class_mask = eos_token_id, class_mask
         self._eos: frozenset[int] = frozenset()
         self.eval()
 
@@ -138,6 +142,7 @@ class Entropy(Objective):
             "task_reduction": self.task_reduction,
             "max_new_tokens": self.max_new_tokens,
             "eos_token_id": sorted(self._eos),
+            "class_mask": self.class_mask,
         }
 
     def total(self, losses: Sequence[Tensor]) -> Tensor:
@@ -160,7 +165,8 @@ class Entropy(Objective):
             classes = {task: self.tasks[task] for task in tasks if self._outputs[task] == "classes"}
             if classes:
                 for task, logits in predictions(merged.model, classes, group.part(rows)):
-                    means[task] = entropy(_class_logits(logits, task)).mean()
+                    masked = getattr(self.tasks[task], "mask_class", None) if self.class_mask else None
+                    means[task] = entropy(_class_logits(logits, task, masked)).mean()
             for task in tasks:
                 if task not in classes:
                     samples = [group.part(slice(i, i + 1)) for i in range(rows.start, rows.stop)]
@@ -175,7 +181,8 @@ class Entropy(Objective):
 
         def entropies() -> Iterator[Tensor]:
             nonlocal steps
-            for logits in greedy_logits(partial(self._next_logits, model, task), sample, eos=self._eos, most=most):
+            prompt = start_decoder(model, sample)
+            for logits in greedy_logits(partial(self._next_logits, model, task), prompt, eos=self._eos, most=most):
                 steps += 1
                 yield entropy(logits)
 
@@ -192,13 +199,17 @@ class Entropy(Objective):
         return logits.flatten(0, -2)[-1]
 
 
-def _class_logits(logits: Tensor, task: str) -> Tensor:
+def _class_logits(logits: Tensor, task: str, masked: int | None = None) -> Tensor:
     if logits.ndim != 2 or logits.shape[-1] < 2:
         raise ConfigError(
             f"task '{task}': its output is {tuple(logits.shape)}; entropy needs logits of two classes or more, "
             "(N, C). If the task is no classification, state its outputs as 'values' or 'tokens'."
         )
-    return logits
+    if masked is None:
+        return logits
+    if not 0 <= masked < logits.shape[-1]:
+        raise ConfigError(f"task '{task}': mask_class is {masked}; its head has classes 0 to {logits.shape[-1] - 1}.")
+    return logits.masked_fill(torch.arange(logits.shape[-1], device=logits.device) == masked, -math.inf)
 
 
 def _load_head(task: nn.Module, expert: Adapter, name: str) -> None:

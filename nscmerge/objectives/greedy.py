@@ -1,19 +1,56 @@
-"""Greedy generation of one answer, step by step, each step's logits with gradient."""
+"""Greedy generation of one answer: each step's logits with gradient, or the answer alone, without."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from nscmerge.batching import MASK
 from nscmerge.errors import ConfigError
 
 IDS = "input_ids"
+DECODER_IDS = "decoder_input_ids"
+Inputs = Mapping[str, Tensor]
+
+
+def start_decoder(model: nn.Module, inputs: Inputs) -> Inputs:
+    """Return the inputs with the decoder's start token where the model has a decoder that waits for one.
+
+    Raises:
+        ConfigError: The model's configuration names no start token.
+    """
+    config = getattr(model, "config", None)
+    if not getattr(config, "is_encoder_decoder", False) or any(name.startswith("decoder_in") for name in inputs):
+        return inputs
+    start = getattr(config, "decoder_start_token_id", None)
+    if start is None:
+        raise ConfigError(
+            f"{type(model).__name__} has a decoder, and its config names no decoder_start_token_id to start it with; "
+            "set it in config.json."
+        )
+    first = next(iter(inputs.values()))
+    ids = torch.full((len(first), 1), int(start), dtype=torch.long, device=first.device)
+    return {**inputs, DECODER_IDS: ids}
+
+
+def grows(inputs: Inputs) -> str:
+    """Return the name of the input that answers are written into: the decoder's where there is one.
+
+    Raises:
+        ConfigError: The inputs are no tokens.
+    """
+    for name in (DECODER_IDS, IDS):
+        if name in inputs:
+            return name
+    raise ConfigError(f"an answer grows the input '{IDS}', which is not among {sorted(inputs)}; use first_token.")
 
 
 def greedy_logits(
-    predict: Callable[[Mapping[str, Tensor]], Tensor], inputs: Mapping[str, Tensor], *, eos: Collection[int], most: int
+    predict: Callable[[Inputs], Tensor], inputs: Inputs, *, eos: Collection[int], most: int
 ) -> Iterator[Tensor]:
     """Yield the next token's logits, (V,), at every step of a greedy answer, the step that ends it included.
 
@@ -32,23 +69,73 @@ def greedy_logits(
         token = int(logits.detach().argmax())
         if token in eos or step + 1 == most:
             return
-        inputs = _append(inputs, token)
+        inputs = append(inputs, [token])
 
 
-def _append(inputs: Mapping[str, Tensor], token: int) -> dict[str, Tensor]:
-    """Return the inputs with one more token, which is no padding."""
-    if IDS not in inputs:
-        raise ConfigError(f"full_token grows the input '{IDS}', which is not among {sorted(inputs)}; use first_token.")
-    length = inputs[IDS].shape[1]
+@torch.no_grad()
+def greedy_answer(model: nn.Module, inputs: Inputs, *, eos: Collection[int], most: int) -> list[int]:
+    """Return the tokens of a greedy answer, the one that ends it included, one at least.
+
+    Runs with a cache where the model has one, so that every token is computed once.
+
+    Args:
+        model: Gives ``logits`` (1, T, V).
+        inputs: Of one sample, batch size 1, without padding; ``decoder_input_ids`` among them for a decoder.
+        eos: Tokens that end an answer.
+        most: Tokens at most, 1 at least.
+
+    Raises:
+        ConfigError: The model gives no logits.
+    """
+    known = inspect.signature(model.forward).parameters
+    options: dict[str, Any] = {"use_cache": True} if {"use_cache", "past_key_values"} <= known.keys() else {}
+    if "logits_to_keep" in known:
+        options["logits_to_keep"] = 1
+    key, given, answer = grows(inputs), dict(inputs), list[int]()
+    while True:
+        out = model(**given, **options)
+        answer.append(int(_last_logits(out, model).argmax()))
+        if answer[-1] in eos or len(answer) == most:
+            return answer
+        whole = append(inputs, answer)
+        cache = getattr(out, "past_key_values", None) if options.get("use_cache") else None
+        if cache is None:
+            given = whole
+            continue
+        # What the cache stands for is left out: earlier tokens, images, the encoder's pass.
+        given = {key: whole[key][:, -1:], **({MASK: whole[MASK]} if MASK in whole else {})}
+        options["past_key_values"] = cache
+        if key == DECODER_IDS:
+            options["encoder_outputs"] = (out.encoder_last_hidden_state,)
+
+
+def _last_logits(out: Any, model: nn.Module) -> Tensor:
+    logits = getattr(out, "logits", None)
+    if not isinstance(logits, Tensor) or logits.ndim != 3:
+        raise ConfigError(
+            f"an answer needs next-token logits, and {type(model).__name__} gives none. Load the base model with its "
+            "language head (model_class AutoModelForCausalLM, AutoModelForImageTextToText or AutoModelForSeq2SeqLM), "
+            "or use position first_token."
+        )
+    return logits[0, -1]
+
+
+def append(inputs: Inputs, tokens: list[int]) -> dict[str, Tensor]:
+    """Return one sample's inputs with more tokens, which are no padding."""
+    key = grows(inputs)
+    length = inputs[key].shape[1]
     grown = dict(inputs)
-    for name, new in ((IDS, token), (MASK, 1)):
-        if name in inputs:
-            grown[name] = nn.functional.pad(inputs[name], (0, 1), value=new)
+    new = torch.tensor([tokens], dtype=inputs[key].dtype, device=inputs[key].device)
+    grown[key] = torch.cat([inputs[key], new], dim=1)
+    if key == DECODER_IDS:
+        return grown
+    if MASK in inputs:
+        grown[MASK] = nn.functional.pad(inputs[MASK], (0, len(tokens)), value=1)
     for name, value in inputs.items():
-        if name not in (IDS, MASK) and value.ndim > 1 and value.shape[1] == length:
+        if name not in (IDS, MASK) and value.ndim == 2 and value.shape[1] == length:
             raise ConfigError(
-                f"full_token does not know how input '{name}', {tuple(value.shape)}, goes on with a new token; let the "
-                "task derive it from the tokens, or use first_token."
+                f"whole answers: nobody knows how input '{name}', {tuple(value.shape)}, goes on with a new token; let "
+                "the model derive it from the tokens, or use first_token."
             )
     return grown
 
@@ -62,9 +149,11 @@ def end_of_answer(model: nn.Module, given: int | list[int] | None) -> frozenset[
     found = given
     for name in ("generation_config", "config"):
         found = getattr(getattr(model, name, None), "eos_token_id", None) if found is None else found
+    text = getattr(getattr(model, "config", None), "text_config", None)
+    found = getattr(text, "eos_token_id", None) if found is None else found
     if found is None:
         raise ConfigError(
-            f"full_token must know which token ends an answer, and {type(model).__name__} does not say. Set the "
+            f"it must be known which token ends an answer, and {type(model).__name__} does not say. Set the "
             "objective's eos_token_id; an empty list means that answers end at max_new_tokens alone."
         )
     return frozenset([found] if isinstance(found, int) else found)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,68 +12,17 @@ from torch import Tensor, nn
 from nscmerge.batching import MASK, Group, by_length
 from nscmerge.errors import ConfigError, TargetError
 from nscmerge.factors import LowRank
-from nscmerge.geometry import residual_ratio, row_space, token_mean, training_ratio
+from nscmerge.geometry import residual_ratio, row_space, training_ratio
 from nscmerge.merged_linear import MergedModel
 from nscmerge.objectives.base import Objective
+from nscmerge.objectives.greedy import DECODER_IDS, end_of_answer, start_decoder
+from nscmerge.objectives.positions import Position, own_width, token_weights, with_answers
+from nscmerge.objectives.ratios import Basis, Ratio, Weight, rows_of, sample_ratios
 from nscmerge.targets import Blocks, select_targets
 
-Ratio = Callable[[Tensor, Tensor, Tensor], Tensor]
 #: ``{layer: z}``, inputs of the target layers.
 Captured = Mapping[str, Tensor]
 Places = slice | Tensor
-
-
-class Basis(NamedTuple):
-    """The row spaces of all tasks at one target layer, stacked: one product serves every task of a fused batch.
-
-    Attributes:
-        rows: Orthonormal per task, (R, d_in), fp32.
-        task: int64 (R,), whose row it is.
-    """
-
-    rows: Tensor
-    task: Tensor
-
-
-def sample_ratios(
-    captured: Mapping[str, Tensor],
-    row_task: Tensor,
-    bases: Mapping[str, Basis],
-    mask: Tensor | None = None,
-    *,
-    reduction: Literal["sample", "flat"] = "sample",
-    ratio: Ratio = training_ratio,
-) -> Tensor:
-    """Return Omega of every sample, (N,): mean over its task's target layers of the mean over its tokens (Eq. 4).
-
-    Args:
-        captured: ``{layer: z (N, T, d_in) or (N, d_in)}``, inputs of the target layers for the fused batch.
-        row_task: int64 (N,), the task of every sample.
-        bases: Row spaces by layer; a task counts at the layers where it has rows, at one of them at least.
-        mask: bool (N, T), valid tokens, or None.
-        reduction: ``sample``: mean over a sample's valid tokens; ``flat``: also weighted by their number, so that the
-            mean over a task's samples pools all its valid tokens.
-        ratio: ``training_ratio`` (floored, finite gradient) or ``residual_ratio`` (exact, for reports).
-    """
-    means, present = [], []
-    for layer, basis in bases.items():
-        own = row_task[:, None] == basis.task
-        omega = ratio(captured[layer], basis.rows, own)
-        # A layer that sees pooled vectors has no token dimension for the mask to fit.
-        valid = mask if mask is not None and mask.shape == omega.shape else torch.ones_like(omega, dtype=torch.bool)
-        per_sample = token_mean(omega, valid)
-        if reduction == "flat":
-            per_sample = per_sample * _relative_size(valid.flatten(1).sum(1).to(omega.dtype), row_task)
-        means.append(per_sample)
-        present.append(own.any(1))
-    weight = torch.stack(present).to(means[0].dtype)  # (layers, N)
-    return (torch.stack(means) * weight).sum(0) / weight.sum(0)
-
-
-def _relative_size(tokens: Tensor, row_task: Tensor) -> Tensor:
-    """Return every sample's tokens over the mean of its task, (N,)."""
-    same = (row_task[:, None] == row_task).to(tokens.dtype)
-    return tokens * same.sum(1) / (same @ tokens).clamp_min(1)
 
 
 class NSC(Objective):
@@ -85,6 +34,17 @@ class NSC(Objective):
         reduction: Mean over tokens per sample and then over samples, or over all tokens pooled (spec 3.3).
         buckets: Run a step's samples, sorted by length, in so many passes instead of one. Same numbers within rounding;
             on a CPU less time where lengths differ, as padding is computed, too.
+        position: Which forward passes count where answers are generated. ``first_token``: the pass over the prompt, all
+            that other models have; its cost does not depend on the answer. ``last_token``: the last pass of the greedy
+            answer, over the prompt and all answer tokens but the last. ``full_sequence``: the mean over all passes of
+            the answer; of a causal model one pass gives it exactly, with a weight for every token.
+        max_new_tokens: Tokens at most of an answer.
+        eos_token_id: Token or tokens that end an answer; None takes the model's own.
+        mask_padding: Leave padding out of the mean over tokens. False counts that of a task's own batch, as the
+            authors' program does; ``reduction``, ``buckets`` and ``position`` then stay at their defaults.
+
+    Raises:
+        ConfigError: An option is out of range, or two of them do not go together.
     """
 
     def __init__(
@@ -93,13 +53,27 @@ class NSC(Objective):
         projections: list[str] | None = None,
         reduction: Literal["sample", "flat"] = "sample",
         buckets: int = 1,
+        position: Position = "first_token",
+        max_new_tokens: int = 128,
+        eos_token_id: int | list[int] | None = None,
+        mask_padding: bool = True,
     ) -> None:
         super().__init__()
         if buckets < 1:
             raise ConfigError(f"buckets is {buckets}; a step takes one pass at least.")
         if buckets > 1 and reduction == "flat":
             raise ConfigError("buckets needs reduction 'sample': pooled tokens are weighed over a whole batch.")
+        if max_new_tokens < 1:
+            raise ConfigError(f"max_new_tokens is {max_new_tokens}; an answer has one token at least.")
+        for name, plain in {"position": position == "first_token", "mask_padding": mask_padding}.items():
+            if not plain and (buckets > 1 or reduction == "flat"):
+                raise ConfigError(f"this {name} needs buckets 1 and reduction 'sample': it weighs a sample's tokens.")
+        if position != "first_token" and not mask_padding:
+            raise ConfigError(f"position {position} runs samples without padding; leave mask_padding at true.")
         self.blocks, self.projections, self.reduction, self.buckets = blocks, projections, reduction, buckets
+        self.position, self.max_new_tokens, self.mask_padding = position, max_new_tokens, mask_padding
+        self.eos_token_id = eos_token_id
+        self._eos: frozenset[int] = frozenset()
         self.targets: list[str] = []
         self._tasks: list[str] = []
         self._live: set[str] = set()  # targets that lie behind some coefficient, as far as seen
@@ -112,7 +86,10 @@ class NSC(Objective):
 
         Raises:
             TargetError: No layer is selected, or some task's adapter has none of the selected ones.
+            ConfigError: Answers are generated, and nobody says which token ends one.
         """
+        if self.position != "first_token":
+            self._eos = end_of_answer(model, self.eos_token_id)
         layers = {layer for expert in experts.values() for layer in expert}
         self.targets = select_targets(model, layers, self.blocks, self.projections)
         self._tasks = list(experts)
@@ -138,6 +115,10 @@ class NSC(Objective):
             "projections": self.projections,
             "reduction": self.reduction,
             "buckets": self.buckets,
+            "position": self.position,
+            "max_new_tokens": self.max_new_tokens if self.position != "first_token" else 1,
+            "eos_token_id": sorted(self._eos),
+            "mask_padding": self.mask_padding,
             "targets": self.targets,
         }
 
@@ -156,11 +137,18 @@ class NSC(Objective):
         A row that several tasks share runs once and counts for each of them.
         """
         of_part = self._shared_ratios if group.shared else self._own_ratios
+        lengths = None
+        if self.position != "first_token":
+            group, lengths = with_answers(merged.model, group, self._eos, self.max_new_tokens)
         parts = []
         for rows, inputs in by_length(group, self.buckets):
-            captured = merged.capture(inputs, self.targets)
+            captured = merged.capture(start_decoder(merged.model, inputs), self.targets)
             self._live.update(target for target, z in captured.items() if z.requires_grad)
-            mask = inputs[MASK].bool() if group.mask is not None else None
+            mask: Weight = inputs[MASK].bool() if group.mask is not None else None
+            if lengths is not None:
+                mask = {t: self._token_weights(merged, t, z, lengths) for t, z in captured.items()}
+            elif not self.mask_padding:
+                mask = own_width(group)
             # A part sorted by length may hold nothing of some task.
             places = {t: own for t, r in group.rows.items() if _count(own := _places(rows, r))}
             parts.append((rows, places, of_part(captured, mask, places, ratio)))
@@ -174,13 +162,13 @@ class NSC(Objective):
         return whole
 
     def _own_ratios(
-        self, captured: Captured, mask: Tensor | None, places: Mapping[str, Places], ratio: Ratio
+        self, captured: Captured, mask: Weight, places: Mapping[str, Places], ratio: Ratio
     ) -> dict[str, Tensor]:
         """Return every task's ratios where each row has one task: one product with all row spaces serves them all.
 
         Args:
             captured: Inputs of the target layers, n rows.
-            mask: bool (n, T), valid tokens, or None.
+            mask: As for :func:`sample_ratios`.
             places: Which of the n rows are whose.
             ratio: As for :func:`sample_ratios`.
         """
@@ -193,7 +181,7 @@ class NSC(Objective):
         return {task: omega[own] for task, own in places.items()}
 
     def _shared_ratios(
-        self, captured: Captured, mask: Tensor | None, places: Mapping[str, Places], ratio: Ratio
+        self, captured: Captured, mask: Weight, places: Mapping[str, Places], ratio: Ratio
     ) -> dict[str, Tensor]:
         """As :meth:`_own_ratios`, where rows have several tasks: each task reads its rows of what all captured."""
         found = {}
@@ -203,9 +191,29 @@ class NSC(Objective):
             seen = {t: captured[t][own] for t in bases}
             z = next(iter(seen.values()))
             owner = torch.zeros(len(z), dtype=torch.long, device=z.device)
-            valid = mask[own] if mask is not None else None
+            valid = rows_of(mask, own)
             found[task] = sample_ratios(seen, owner, bases, valid, reduction=self.reduction, ratio=ratio)
         return found
+
+    def _token_weights(
+        self, merged: MergedModel, target: str, z: Tensor, lengths: Mapping[str, list[tuple[int, int]]]
+    ) -> Tensor:
+        """Return how much every token counts at one target, (N, T); ``z`` is its input, (N, T, d_in)."""
+        names = list(lengths)
+        if len(names) > 1:
+            # Encoder and decoder run along tokens of their own.
+            decoder = merged.model.get_decoder()  # type: ignore[operator]
+            inside = any(module is merged.layers[target] for module in decoder.modules())
+            names = [name for name in names if (name == DECODER_IDS) == inside]
+        prompts = lengths[names[0]]
+        width = max(prompt + steps - 1 for prompt, steps in prompts)
+        if z.ndim != 3 or z.shape[1] != width:
+            raise TargetError(
+                f"target layer '{target}' sees {tuple(z.shape)}, where the tokens are ({len(prompts)}, {width}); "
+                f"position {self.position} weighs tokens one by one. Choose targets that see all tokens, or "
+                "first_token."
+            )
+        return token_weights(prompts, width, self.position, z.device)
 
     def _basis(self, target: int, task: int) -> Basis:
         """One task's row space at a target, its rows numbered as if there were no other task."""

@@ -17,7 +17,8 @@ from nscmerge.adapters import Adapter
 from nscmerge.batching import TaskKey, fuse, tasks_of
 from nscmerge.errors import ConfigError, TargetError
 from nscmerge.geometry import residual_ratio, row_space
-from nscmerge.objectives.nsc import Basis, sample_ratios
+from nscmerge.objectives.greedy import start_decoder
+from nscmerge.objectives.ratios import Basis, sample_ratios
 from nscmerge.search.criterion import Criterion, TaskValues
 from nscmerge.surgery import resolve_layer
 from nscmerge.targets import Blocks, select_targets
@@ -111,7 +112,7 @@ class NullSpaceRatio(Criterion):
         names = tasks_of(tasks)
         (group,) = fuse({names: batch})
         read = sorted({target for task in names for target in self._spaces[task]})
-        captured = capture(model, group.inputs, {target: self._paths[target] for target in read})
+        captured = capture(model, start_decoder(model, group.inputs), {target: self._paths[target] for target in read})
         for task in names:
             self._add(task, captured, group.mask)
 

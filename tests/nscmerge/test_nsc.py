@@ -12,7 +12,7 @@ from nscmerge.factors import LowRank
 from nscmerge.geometry import residual_ratio, row_space, training_ratio
 from nscmerge.merged_linear import attach
 from nscmerge.objectives import NSC
-from nscmerge.objectives.nsc import Basis, sample_ratios
+from nscmerge.objectives.ratios import Basis, sample_ratios
 from tests.oracles import GOLDEN, TOY_LAYERS, dense_ratio, toy
 
 TARGETS = {"last": NSC(blocks=1, projections=["up_proj"]), "all": NSC(blocks=2, projections=["q_proj", "up_proj"])}
