@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from datamodules.base import Sample, Split, TaskDataModule, TaskKey, evaluation_loader, evenly_spaced, size_of
 from datamodules.shared import SharedDataset, check_pool, pools
-from datamodules.stream import EndlessStream, JointBatch, SequentialBatches, StreamLoader
+from datamodules.stream import EndlessStream, JointBatch, SequentialBatches, StreamLoader, permutation
 from nscmerge.errors import ConfigError
 
 
@@ -33,6 +33,9 @@ class JointDataModule(LightningDataModule):
             None takes the first, or evenly spaced ones.
         share_batches: Serve tasks of equal inputs together: one forward pass instead of one per task, as Algorithm 1 of
             NSC has it.
+        fit_samples: Learn from so few samples of each task, the first of its shuffled split; None takes all. Which ones
+            depends on ``seed`` and the task's name, and fewer are the first of more; a larger batch repeats them.
+            Validation keeps the whole split.
         note: What every result made from these data says of them; None takes what the tasks' data call themselves.
 
     Raises:
@@ -51,6 +54,7 @@ class JointDataModule(LightningDataModule):
         val_seed: int | None = None,
         test_samples: int | None = None,
         share_batches: bool = False,
+        fit_samples: int | None = None,
         note: str | None = None,
     ) -> None:
         super().__init__()
@@ -64,13 +68,14 @@ class JointDataModule(LightningDataModule):
             "val_samples": val_samples,
             "test_batch_size": test_batch_size,
             "test_samples": 1 if test_samples is None else test_samples,
+            "fit_samples": 1 if fit_samples is None else fit_samples,
         }.items():
             if value < 1:
                 raise ConfigError(f"data.init_args.{option} is {value}; it must be at least 1.")
         self.tasks, self.batch_size, self.split = dict(tasks), batch_size, split
         self.val_samples, self.test_batch_size, self.test_samples = val_samples, test_batch_size, test_samples
         self.num_workers, self.seed, self.val_seed = num_workers, seed, val_seed
-        self.share_batches, self._note = share_batches, note
+        self.share_batches, self.fit_samples, self._note = share_batches, fit_samples, note
 
     @property
     def task_names(self) -> list[str]:
@@ -118,7 +123,8 @@ class JointDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader[JointBatch]:
         """Return the endless label-free stream, from the step at which training stands."""
         rank, world_size = self._place()
-        stream = EndlessStream(self._unlabelled(), self.batch_size, rank, world_size, seed=self.seed)
+        datasets = {key: self._first(key, dataset) for key, dataset in self._unlabelled().items()}
+        stream = EndlessStream(datasets, self.batch_size, rank, world_size, seed=self.seed)
         return StreamLoader(stream, self._step, num_workers=self.num_workers)
 
     def val_dataloader(self) -> DataLoader[JointBatch]:
@@ -161,7 +167,9 @@ class JointDataModule(LightningDataModule):
     def describe(self) -> dict[str, Any]:
         """Return what a record of results says of the data, JSON-able: options, and what each task says of its own."""
         own = {task: data.describe() for task, data in self.tasks.items()}
-        options = ("batch_size", "split", "val_samples", "test_samples", "seed", "val_seed", "share_batches")
+        options = ["batch_size", "split", "val_samples", "test_samples", "seed", "val_seed", "share_batches"]
+        if self.fit_samples is not None:
+            options.append("fit_samples")
         return {**{name: getattr(self, name) for name in options}, "tasks": own}
 
     def _labelled(self, key: TaskKey, split: Split) -> Dataset[Sample]:
@@ -172,6 +180,12 @@ class JointDataModule(LightningDataModule):
     def _unlabelled(self) -> dict[TaskKey, Dataset[Sample]]:
         first = {key: key if isinstance(key, str) else key[0] for key in self.batch_keys}
         return {key: self.tasks[task].unlabelled(self.split) for key, task in first.items()}
+
+    def _first(self, key: TaskKey, dataset: Dataset[Sample]) -> Dataset[Sample]:
+        """Return the samples that the first pass over the split would begin with, as many as a fit may see."""
+        if self.fit_samples is None or self.fit_samples >= size_of(dataset):
+            return dataset
+        return Subset(dataset, permutation(self.seed, key, 0, size_of(dataset))[: self.fit_samples].tolist())
 
     def _drawn(self, dataset: Dataset[Sample]) -> Dataset[Sample]:
         if self.val_seed is None:

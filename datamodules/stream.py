@@ -25,6 +25,12 @@ def stable_seed(*parts: object) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
+def permutation(seed: int, task: TaskKey, number: int, size: int) -> Tensor:
+    """Return the order, int64 (size,), in which a task's samples come in one of its passes."""
+    name = task if isinstance(task, str) else task[0]
+    return torch.randperm(size, generator=torch.Generator().manual_seed(stable_seed(seed, name, number)))
+
+
 class JointBatches(IterableDataset[JointBatch], ABC):
     """Batches ``{task: inputs}``, numbered by step; loader worker w of n yields steps w, w + n, ...
 
@@ -96,9 +102,7 @@ class EndlessStream(JointBatches):
 
     def _permutation(self, task: TaskKey, size: int, number: int) -> Tensor:
         if self._order.get(task, (-1,))[0] != number:
-            name = task if isinstance(task, str) else task[0]
-            generator = torch.Generator().manual_seed(stable_seed(self.seed, name, number))
-            self._order[task] = number, torch.randperm(size, generator=generator)
+            self._order[task] = number, permutation(self.seed, task, number, size)
         return self._order[task][1]
 
 
