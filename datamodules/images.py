@@ -105,8 +105,7 @@ class ImageTransform:
         Raises:
             ConfigError: The mode is unknown, or the processor does something else.
         """
-        if mode not in ("center_crop", "pad"):
-            raise ConfigError(f"no image mode '{mode}'; use 'center_crop' or 'pad'.")
+        check_image_mode(mode)
         own = processor.to_dict()
         if abs(float(own.get("rescale_factor") or 1 / 255) - 1 / 255) > 1e-9 or own.get("do_rescale") is False:
             raise ConfigError(
@@ -121,6 +120,16 @@ class ImageTransform:
             resample=int(own.get("resample", 3)),
             pad=mode == "pad",
         )
+
+
+def check_image_mode(mode: str) -> None:
+    """Refuse an unknown image mode.
+
+    Raises:
+        ConfigError: It is neither of the two.
+    """
+    if mode not in ("center_crop", "pad"):
+        raise ConfigError(f"no image mode '{mode}'; use 'center_crop' or 'pad'.")
 
 
 def _edge(size: Any) -> int | tuple[int, int]:

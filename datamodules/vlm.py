@@ -7,9 +7,11 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from datamodules.base import Sample, Split, TaskDataModule, without_target
-from datamodules.images import ImageMode, read_image
-from datamodules.sources import Source, Table, open_source
+from datamodules.base import Sample, Split
+from datamodules.images import ImageMode, check_image_mode, read_image
+from datamodules.sources import Source, Table
+from datamodules.sources.module import SourceDataModule
+from datamodules.tokenizer import load_pretrained
 from datamodules.vlm_encoding import VLMEncoder
 from datamodules.vlm_prompts import CAPTIONING, LLAVA_HF, Modality, Style, user_text
 from datamodules.vlm_samples import AnsweredPrompts, Picked, ScoredPrompts, check_modality
@@ -64,7 +66,7 @@ class VLMSplit:
         return read_image(rows[0]["image"], self.name(index), self.root)
 
 
-class VLMDataModule(TaskDataModule):
+class VLMDataModule(SourceDataModule):
     """One vision-language task in the protocol of NSC (arXiv:2603.26317), whose splits its code makes.
 
     ``dataset`` gives prompts with the accepted answers, ``supervised`` prompts with the answer to learn: VizWiz,
@@ -77,8 +79,8 @@ class VLMDataModule(TaskDataModule):
             not published: give a folder with train and val.
         prompt_style: ``code``, ``paper`` or ``lmms_eval``; the last asks IconQA for letters.
         image_mode: ``center_crop``, or ``pad`` to a square first.
-        modality: What :meth:`unlabelled` samples, from which merges are learned, hold: ``both``, ``text`` without the
-            picture, or ``image`` without the text. Training and scores always see both.
+        modality: What a prompt holds: ``both``, ``text`` without the picture, ``image`` without the text. For learning
+            a merge (Table 9 of NSC); leave it alone where experts and merges are scored.
         max_length: Most tokens of a sample, those of the picture included; None takes the model's context.
         batch_size: Samples per training step and process.
         eval_batch_size: Samples per batch of validation and test.
@@ -103,51 +105,60 @@ class VLMDataModule(TaskDataModule):
         num_workers: int = 0,
         seed: int = 0,
     ) -> None:
-        super().__init__(batch_size, eval_batch_size, num_workers, seed)
         if task not in SPECS:
             raise ConfigError(f"no vision-language task '{task}'; known: {', '.join(SPECS)}.")
+        super().__init__(SPECS[task], source, batch_size, eval_batch_size, num_workers, seed)
         user_text(task, prompt_style)
         check_modality(modality)
-        self.task, self.processor, self.source = task, processor, source
+        check_image_mode(image_mode)
+        self.task, self.processor = task, processor
         self.prompt_style, self.image_mode = prompt_style, image_mode
         self.modality, self.max_length = modality, max_length
         self._encoder: VLMEncoder | None = None
-        self._source: Source | None = None
         self._splits: dict[Split, VLMSplit] = {}
+
+    def prepare_data(self) -> None:
+        """Fetch data and processor, so that one process alone fills the cache."""
+        super().prepare_data()
+        load_pretrained("AutoProcessor", self.processor)
 
     def setup(self, stage: str | None = None) -> None:
         """Open the data and the processor; a split is read when it is asked for."""
+        super().setup(stage)
         if self._encoder is None:
             self._encoder = VLMEncoder.load(self.processor, LLAVA_HF, self.image_mode, self.max_length)
-            self._source = open_source(SPECS[self.task], self.source)
 
-    def dataset(self, split: Split) -> Dataset[Sample]:
+    def read(self, opened: Source, split: Split) -> Dataset[Sample]:
         """Return prompts, with the list of accepted answers or references as ``target``."""
-        return self._prompts(split, "both")
-
-    def unlabelled(self, split: Split) -> Dataset[Sample]:
-        """Return prompts of the chosen modality, without answers."""
-        return without_target(self._prompts(split, self.modality))
+        rows = self._rows(opened, split)
+        return ScoredPrompts(len(rows), rows.scored, rows.name, self._encoder, self.modality)
 
     def supervised(self, split: Split) -> Dataset[Sample]:
-        """Return prompts with an answer each, its tokens and end token as ``target``."""
-        encoder, rows = self._opened(split)
-        return AnsweredPrompts(rows.lessons(), rows.learned, rows.name, encoder)
+        """Return prompts with an answer each, its tokens and end token as ``target``.
+
+        Raises:
+            ConfigError: Called before :meth:`setup`.
+        """
+        if self._opened is None or self._encoder is None:
+            raise ConfigError(f"{self.spec.name}: the '{split}' split is not open yet; call setup() first.")
+        rows = self._rows(self._opened, split)
+        return AnsweredPrompts(rows.lessons(), rows.learned, rows.name, self._encoder, self.modality)
 
     def describe(self) -> dict[str, Any]:
         """Return what a record of results says of the data."""
         own = {name: getattr(self, name) for name in ("task", "prompt_style", "image_mode", "modality")}
-        return {**own, **(self._source.describe() if self._source else {})}
+        return {**super().describe(), **own}
 
-    def _prompts(self, split: Split, modality: Modality) -> Dataset[Sample]:
-        encoder, rows = self._opened(split)
-        return ScoredPrompts(len(rows), rows.scored, rows.name, encoder, modality)
-
-    def _opened(self, split: Split) -> tuple[VLMEncoder, VLMSplit]:
-        if self._encoder is None or self._source is None:
-            raise ConfigError(f"{type(self).__name__}: the '{split}' split is not read yet; call setup() first.")
+    def _rows(self, opened: Source, split: Split) -> VLMSplit:
         if split not in self._splits:
-            table = self._source.split(split, one_picture if self.task == "iconqa" else None)
-            root = Path(self._source.name) if self._source.place is None else None
-            self._splits[split] = VLMSplit(self.task, table, self.prompt_style, root)
-        return self._encoder, self._splits[split]
+            table = opened.split(split, one_picture if self.task == "iconqa" else None)
+            self._splits[split] = VLMSplit(self.task, table, self.prompt_style, image_root(opened))
+        return self._splits[split]
+
+
+def image_root(opened: Source) -> Path | None:
+    """Return the folder that relative paths of pictures start from; None for data from the hub."""
+    if opened.place is not None:
+        return None
+    path = Path(opened.name)
+    return path if path.is_dir() else path.parent

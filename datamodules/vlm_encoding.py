@@ -10,6 +10,7 @@ from torch import Tensor
 
 from datamodules.base import IGNORED, TARGET, Sample
 from datamodules.images import ImageMode, ImageTransform
+from datamodules.tokenizer import load_pretrained
 from datamodules.vlm_prompts import IMAGE, Chat
 from nscmerge.base_model import resolve_source
 from nscmerge.errors import ConfigError, DataError
@@ -46,9 +47,10 @@ class VLMEncoder:
             max_length: Most tokens of a sample; None takes what tokenizer and model allow.
 
         Raises:
-            ConfigError: The processor cannot be had from there, or is none of a LLaVA.
+            ConfigError: It is not the processor of a LLaVA.
+            DatasetNotFoundError: It cannot be had from there.
         """
-        processor = load_processor(source)
+        processor = load_pretrained("AutoProcessor", source)
         tokenizer, images = getattr(processor, "tokenizer", None), getattr(processor, "image_processor", None)
         patch = getattr(processor, "patch_size", None)
         if tokenizer is None or images is None or not patch:
@@ -126,24 +128,6 @@ class VLMEncoder:
     def _sample(self, ids: Tensor, image: Any) -> Sample:
         pixels = {} if image is None else {"pixel_values": self.transform(image)}
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **pixels}
-
-
-def load_processor(source: str, images_only: bool = False) -> Any:
-    """Return the processor of a model's folder or hub id, or only the part of it that reads images.
-
-    Raises:
-        ConfigError: It cannot be had from there.
-    """
-    from transformers import AutoImageProcessor, AutoProcessor
-
-    auto = AutoImageProcessor if images_only else AutoProcessor
-    try:
-        return auto.from_pretrained(resolve_source(source))
-    except (OSError, ValueError, ImportError) as error:
-        raise ConfigError(
-            f"processor '{source}' cannot be loaded ({str(error).splitlines()[0]}). Expected a folder with "
-            "preprocessor_config.json or processor_config.json, or the id of a model on the hub that can be reached."
-        ) from error
 
 
 def _context(source: str, tokenizer: Any) -> int:

@@ -62,19 +62,28 @@ class AnsweredPrompts(Dataset[Sample]):
         read: As for :class:`ScoredPrompts`, but with the answers to learn.
         name: As there.
         encoder: As there.
+        modality: As there.
     """
 
     def __init__(
-        self, learned: Sequence[tuple[int, int]], read: Read, name: Callable[[int], str], encoder: VLMEncoder
+        self,
+        learned: Sequence[tuple[int, int]],
+        read: Read,
+        name: Callable[[int], str],
+        encoder: VLMEncoder,
+        modality: Modality = "both",
     ) -> None:
-        self._learned, self._read, self._name, self._encoder = learned, read, name, encoder
+        check_modality(modality)
+        self._learned, self._read, self._name = learned, read, name
+        self._encoder, self._modality = encoder, modality
 
     def __len__(self) -> int:
         return len(self._learned)
 
     def __getitem__(self, index: int) -> Sample:
         sample, number = self._learned[index]
-        text, image, answers = self._read(sample, True)
+        text, image, answers = self._read(sample, self._modality != "text")
+        text = None if self._modality == "image" else text
         return self._encoder.supervised(text, image, answers[number], self._name(sample))
 
 
