@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from datamodules.sources import Source
 from nscmerge.errors import ConfigError, DataError, DatasetNotFoundError
 
 ImageMode = Literal["center_crop", "pad"]
@@ -51,6 +52,14 @@ def read_image(value: Any, where: str, root: Path | None = None) -> Any:
         raise DataError(
             f"{where}: {name} cannot be decoded ({error}). It is damaged or no image; fetch it again or remove the row."
         ) from error
+
+
+def image_root(opened: Source) -> Path | None:
+    """Return the folder that relative paths of pictures start from; None for data from the hub."""
+    if opened.place is not None:
+        return None
+    path = Path(opened.name)
+    return path if path.is_dir() else path.parent
 
 
 @dataclass(frozen=True)

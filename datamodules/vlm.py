@@ -8,7 +8,7 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from datamodules.base import Sample, Split
-from datamodules.images import ImageMode, check_image_mode, read_image
+from datamodules.images import ImageMode, check_image_mode, image_root, read_image
 from datamodules.sources import Source, Table
 from datamodules.sources.module import SourceDataModule
 from datamodules.tokenizer import load_pretrained
@@ -154,11 +154,3 @@ class VLMDataModule(SourceDataModule):
             table = opened.split(split, one_picture if self.task == "iconqa" else None)
             self._splits[split] = VLMSplit(self.task, table, self.prompt_style, image_root(opened))
         return self._splits[split]
-
-
-def image_root(opened: Source) -> Path | None:
-    """Return the folder that relative paths of pictures start from; None for data from the hub."""
-    if opened.place is not None:
-        return None
-    path = Path(opened.name)
-    return path if path.is_dir() else path.parent

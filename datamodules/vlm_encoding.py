@@ -112,8 +112,8 @@ class VLMEncoder:
     def _prompt(self, text: str | None, image: Any, where: str) -> str:
         try:
             return self.chat.prompt(text, image=image is not None)
-        except DataError as error:
-            raise DataError(f"{where}: {error}") from error
+        except (ConfigError, DataError) as error:
+            raise type(error)(f"{where}: {error}") from error
 
     def _tokens(self, prompt: str, where: str, room: int = 0) -> Tensor:
         spread = prompt.replace(IMAGE, IMAGE * self.image_tokens, 1)

@@ -67,6 +67,10 @@ class Source:
             raise DataError(f"{table.where}: the published split '{name}' has no rows{wanted}; '{split}' needs some.")
         return table if part.cut is None else table.select(part.cut.indices(len(table))[part.side])
 
+    def published(self, names: Sequence[str]) -> bool:
+        """Whether a published split of one of these names is there."""
+        return any(self._load(name) is not None for name in names)
+
     def describe(self) -> dict[str, Any]:
         """Return what a record of results says of the data, JSON-able."""
         told: dict[str, Any] = {"source": self.name}
