@@ -94,10 +94,15 @@ class Task(nn.Module, ABC):
             owner: Whose head it is, for the message.
 
         Raises:
-            AdapterError: Names or shapes are not this task's.
+            AdapterError: There is no head and the task needs one, or names or shapes are not this task's.
         """
         expected = {name: tuple(tensor.shape) for name, tensor in self.state_dict().items()}
         got = {name: tuple(tensor.shape) for name, tensor in head.items()}
+        if expected and not got:
+            raise AdapterError(
+                f"expert '{owner}' has no head.safetensors, which {type(self).__name__} needs. "
+                "Write experts with 'nscmerge fit' and tasks.finetune.FineTune."
+            )
         if got != expected:
             raise AdapterError(
                 f"the head of '{owner}' has {got}; {type(self).__name__} expects {expected}. "

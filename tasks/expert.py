@@ -16,7 +16,6 @@ from torch import Tensor
 
 from nscmerge.adapters import Adapter, load_adapter, write_adapter
 from nscmerge.base_model import resolve_source
-from nscmerge.errors import AdapterError
 from nscmerge.folders import new_folder
 from tasks.base import Task
 
@@ -94,6 +93,28 @@ def head_shapes(task: Task) -> dict[str, list[int]]:
     return {name: list(tensor.shape) for name, tensor in task.state_dict().items()}
 
 
+def card_of(
+    task: Task,
+    name: str,
+    base_model: dict[str, str | None],
+    scores: dict[str, dict[str, float]],
+    data: LightningDataModule | None,
+    training: dict[str, Any],
+) -> ExpertCard:
+    """Return the card of a task's expert; arguments as the attributes of :class:`ExpertCard`."""
+    return ExpertCard(
+        name=name,
+        task=task.config(),
+        head=head_shapes(task),
+        base_model=base_model,
+        metric={"primary": task.primary, "higher_is_better": task.higher_is_better},
+        scores=scores,
+        data=described(data),
+        training=training,
+        versions=versions(),
+    )
+
+
 def write_expert(adapter: Adapter, card: ExpertCard, folder: str | Path) -> None:
     """Write an expert folder, whole or not at all.
 
@@ -106,19 +127,14 @@ def write_expert(adapter: Adapter, card: ExpertCard, folder: str | Path) -> None
 
 
 def read_expert(source: str | Path, name: str) -> tuple[Adapter, Mapping[str, Tensor]]:
-    """Return an expert's adapter and head.
+    """Return an expert's adapter and head; the head is empty where the task has none, as generation.
 
     Args:
         source: Its folder, or ``package:NAME/FOLDER``.
         name: Of its task, for messages.
 
     Raises:
-        AdapterError: There is no adapter, or it has no head.
+        AdapterError: There is no adapter.
     """
     adapter = load_adapter(resolve_source(str(source)), name=name)
-    if not adapter.head:
-        raise AdapterError(
-            f"expert '{name}' ({source}) has no head.safetensors, which its task needs. "
-            "Write experts with 'nscmerge fit' and tasks.finetune.FineTune."
-        )
     return adapter, adapter.head

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torchmetrics import MeanMetric
 
 from nscmerge.geometry import residual_ratio, row_space, token_mean
 
@@ -46,3 +47,36 @@ def _recorder(found: dict[str, Tensor], name: str, basis: Tensor) -> Callable[[n
             found[name] = residual_ratio(args[0], basis)
 
     return record
+
+
+class OmegaMeter(nn.Module):
+    """Mean null-space ratio of every watched layer over many batches and processes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+        # A list: layer names hold dots, which nn.ModuleDict refuses.
+        self.means = nn.ModuleList()
+
+    def watch(self, names: Iterable[str]) -> None:
+        """Name the layers, once they are there."""
+        self.names = list(names)
+        self.means.extend(MeanMetric() for _ in self.names)
+
+    def add(self, omega: Mapping[str, Tensor]) -> None:
+        """Add the ratios of a batch, as :func:`captured_omega` gives them."""
+        for name, mean in zip(self.names, self.means, strict=True):
+            if name in omega:
+                mean.update(omega[name])  # type: ignore[operator]
+
+    def reset(self) -> None:
+        """Start anew."""
+        for mean in self.means:
+            mean.reset()  # type: ignore[operator]
+
+    def pop(self) -> dict[str, Tensor]:
+        """Return ``omega/<layer>`` and ``omega/mean`` of the layers that were seen, and start anew."""
+        pairs = zip(self.names, self.means, strict=True)
+        found = {f"omega/{name}": mean.compute() for name, mean in pairs if mean.update_called}  # type: ignore[operator]
+        self.reset()
+        return {**found, "omega/mean": torch.stack(list(found.values())).mean()} if found else {}

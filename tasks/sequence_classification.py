@@ -94,6 +94,12 @@ class SequenceClassification(Task):
                 f"set the task's hidden_size to {width}."
             )
 
+    def load_head(self, head: Mapping[str, Tensor], owner: str) -> None:
+        """As :meth:`tasks.base.Task.load_head`; PEFT's own name for the head, ``score.weight``, will do."""
+        if len(head) == 1 and next(iter(head)).endswith(("score.weight", "classifier.weight")):
+            head = {"linear.weight": next(iter(head.values()))}
+        super().load_head(head, owner)
+
     def features(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
         """Return the last hidden state of every text's last token, (N, hidden_size).
 
