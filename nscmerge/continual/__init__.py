@@ -17,10 +17,17 @@ from pathlib import Path
 from typing import Any
 
 from nscmerge.adapters import Adapter, load_adapter
+from nscmerge.continual.iso_c import IsoC
 from nscmerge.continual.kinds import ContinualMethod
+from nscmerge.continual.knots_ties import KnotsTies
+from nscmerge.continual.magmax import MagMax
+from nscmerge.continual.opcm import Opcm
 from nscmerge.continual.state import Absorbed, State
 from nscmerge.continual.task_arithmetic import TaskArithmetic
+from nscmerge.continual.ties import Ties
+from nscmerge.continual.tsv_m import TsvM
 from nscmerge.continual.weight_average import WeightAverage
+from nscmerge.continual.wudi import Wudi
 from nscmerge.errors import AdapterError, MethodError
 from nscmerge.naming import unknown
 from nscmerge.update import Update
@@ -30,6 +37,13 @@ __all__ = ["METHODS", "Absorbed", "ContinualMethod", "State", "make", "run", "st
 METHODS: dict[str, type[ContinualMethod]] = {
     "weight_average": WeightAverage,
     "task_arithmetic": TaskArithmetic,
+    "ties": Ties,
+    "knots_ties": KnotsTies,
+    "magmax": MagMax,
+    "iso_c": IsoC,
+    "tsv_m": TsvM,
+    "wudi": Wudi,
+    "opcm": Opcm,
 }
 
 Adapters = Sequence[Adapter | str | Path] | Mapping[str, Adapter | str | Path]

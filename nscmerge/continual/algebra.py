@@ -98,6 +98,11 @@ def combine(*terms: tuple[float, Weight]) -> Weight:
     return total
 
 
+def compose(u: Tensor, s: Tensor, vh: Tensor, like: Weight) -> Weight:
+    """Return ``U diag(s) Vh``: factors A = Vh, B = U diag(s) where ``like`` is factors, else the dense product."""
+    return LowRank(vh, u * s) if isinstance(like, LowRank) else (u * s) @ vh
+
+
 def dense(weight: Weight) -> Tensor:
     """Return the whole tensor, in fp32 at least."""
     return weight.dense() if isinstance(weight, LowRank) else at_least_fp32(weight)

@@ -72,11 +72,7 @@ class Step:
                 f"'{min(state.shapes)}' there); one merge needs experts of one base model, loaded by the same class."
             )
         for name in layers:
-            if (
-                f"{name}.weight" in shapes
-                or (name in expert.dense)
-                or (name in expert.layers and name in shapes.keys() - layers)
-            ):
+            if f"{name}.weight" in shapes or name in expert.dense or name in set(state.shapes) - set(state.layers):
                 raise AdapterError(
                     f"layer '{name}' has factors in one expert and a dense tensor in another; expected one form for "
                     "all. Give every expert as an adapter, or every one as a full checkpoint (dense deltas)."
