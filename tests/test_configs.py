@@ -37,7 +37,6 @@ PARTS = {
     },
     "experiments/vlm6_adamerging_full.yaml": "experiments/vlm6_adamerging.yaml",
     "experiments/clip8_b16.yaml": "experiments/clip8_nsc.yaml",
-    "experiments/clip8_b16_benchmark.yaml": "experiments/clip8_benchmark.yaml",
     **{f"experiments/samples_{n}.yaml": "experiments/nli6_nsc.yaml" for n in (1, 10, 100)},
     "experiments/text6_benchmark_methods.yaml": "experiments/text6_benchmark.yaml",
     **{
@@ -55,11 +54,9 @@ def whole(file):
         return [f"{folder}/common.yaml", f"{folder}/{SUITES[folder]}.yaml" if name == "common.yaml" else file]
     if folder.startswith("twins/"):
         suite, part = folder.removeprefix("twins/"), name.removesuffix(".yaml")
-        if part == "expert":
-            return [
-                *whole(f"experts/{'clip' if 'clip' in suite else suite}/{LANGUAGE[suite]}.yaml"),
-                file,
-            ]
+        if part.startswith("expert"):
+            task = part.removeprefix("expert").removeprefix("_") or LANGUAGE[suite]
+            return [*whole(f"experts/{'clip' if 'clip' in suite else suite}/{task}.yaml"), file]
         return [f"experiments/{suite}_{'nsc' if part in ('merge', 'data') else part}.yaml", file]
     return [PARTS[file], file] if file in PARTS else [file]
 
