@@ -1,7 +1,7 @@
 r"""One learning step of NSC on the real shapes: LLaMA-3-8B and LLaVA-1.5-7B with random weights, made on the device.
 
-Six rank-16 adapters on q_proj and v_proj, as the papers have them, are merged by MergeModule through Lightning's Trainer
-in a few steps of AdamW. Beside each figure stands the floor, in the same process: a forward and a backward pass of the
+Six rank-16 adapters on q_proj and v_proj, as the papers have them, are merged by MergeModule through the Trainer in a
+few steps of AdamW. Beside each figure stands the floor, in the same process: a forward and a backward pass of the
 bare base on the same batch, whole and stopped at the last target layer. Ratios are what counts.
 
     PYTHONPATH=. python benchmarks/large_base.py --out figures.json         # one GPU of 80 GB, a few minutes
@@ -80,13 +80,14 @@ SHAPES = {
     "llama3_8b": Shape(4096, 14336, 32, 32, 8, 128256, None),
     "llava15_7b": Shape(4096, 11008, 32, 32, 32, 32064, (1024, 4096, 24, 16, 336, 14), batch=1, longest=64),
 }
-TINY = {
-    "llama3_8b": replace(SHAPES["llama3_8b"], hidden=64, intermediate=96, heads=4, kv_heads=2, vocabulary=512, rank=4),
-    "llava15_7b": replace(
-        SHAPES["llava15_7b"], hidden=64, intermediate=96, heads=4, kv_heads=4, vocabulary=512, rank=4,
-        vision=(32, 48, 24, 4, 56, 14),
-    ),
+_SMALL: dict[str, Any] = {
+    "hidden": 64, "intermediate": 96, "heads": 4, "vocabulary": 512, "rank": 4,
+    "shortest": 6, "longest": 24, "answer": 4,
 }  # fmt: skip
+TINY = {
+    "llama3_8b": replace(SHAPES["llama3_8b"], kv_heads=2, **_SMALL),
+    "llava15_7b": replace(SHAPES["llava15_7b"], kv_heads=4, vision=(32, 48, 24, 4, 56, 14), **_SMALL),
+}
 
 
 @dataclass(frozen=True)

@@ -36,8 +36,8 @@ def _repeats(module: nn.Module) -> bool:
 def checkpoint_blocks(model: nn.Module) -> Callable[[], None]:
     """Make every repeated block of ``model`` recompute its activations in the backward pass; return what undoes it.
 
-    A block that an objective reads from in the pass at hand runs as ever: what is read, and where the pass is cut short,
-    must not depend on a second run. So the blocks before the first target layer are recomputed, and, where an objective
+    A block that an objective reads from in the pass at hand runs as ever: what is read, and where the pass is cut, must
+    not depend on a second run. So the blocks before the first target layer are recomputed, and, where an objective
     reads the output alone, all of them. Without gradient nothing changes.
 
     Args:
