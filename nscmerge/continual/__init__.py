@@ -21,6 +21,7 @@ from nscmerge.continual.iso_c import IsoC
 from nscmerge.continual.kinds import ContinualMethod
 from nscmerge.continual.knots_ties import KnotsTies
 from nscmerge.continual.magmax import MagMax
+from nscmerge.continual.nufilt import Nufilt
 from nscmerge.continual.opcm import Opcm
 from nscmerge.continual.state import Absorbed, State
 from nscmerge.continual.task_arithmetic import TaskArithmetic
@@ -44,6 +45,7 @@ METHODS: dict[str, type[ContinualMethod]] = {
     "tsv_m": TsvM,
     "wudi": Wudi,
     "opcm": Opcm,
+    "nufilt": Nufilt,
 }
 
 Adapters = Sequence[Adapter | str | Path] | Mapping[str, Adapter | str | Path]

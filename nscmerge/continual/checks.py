@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -44,53 +44,20 @@ class Step:
 
         Raises:
             AdapterError: It is in already, belongs to another base model, has nothing to merge, holds NaN or Inf, or
-                calls a layer what the state calls a tensor.
+                has factors where another has a dense delta.
             ShapeError: A shape differs from the one that the state has.
         """
         _check_new(state, expert)
         _check_base(state, expert)
-        shapes = dict(state.shapes)
-        layers = {*state.layers, *expert.layers}
-        own: dict[str, tuple[int, ...]] = {name: (e.d_out, e.d_in) for name, e in expert.layers.items()}
-        for name in expert.dense:
-            check_tensor(tensor := expert.dense[name], f"adapter '{expert.name}': tensor '{name}'")
-            own[name] = tuple(tensor.shape)
-        for name, factors in expert.layers.items():
-            for part, tensor in (("A", factors.A), ("B", factors.B)):
-                check_tensor(tensor, f"adapter '{expert.name}', layer '{name}': {part}")
+        own = _shapes(expert)
         if not own:
             raise AdapterError(f"adapter '{expert.name}' has neither layers nor dense tensors; nothing to merge.")
-        for name, shape in own.items():
-            if shapes.setdefault(name, shape) != shape:
-                raise ShapeError(
-                    f"'{name}' is {shape} in '{expert.name}', {tuple(shapes[name])} in the merge so far "
-                    f"({_inside(state)}); one merge needs experts of the same base model."
-                )
-        if state.t and not set(own) & set(state.shapes):
-            raise AdapterError(
-                f"adapter '{expert.name}' shares no name with the merge so far ('{min(own)}' here, "
-                f"'{min(state.shapes)}' there); one merge needs experts of one base model, loaded by the same class."
-            )
-        for name in layers:
-            if f"{name}.weight" in shapes or name in expert.dense or name in set(state.shapes) - set(state.layers):
-                raise AdapterError(
-                    f"layer '{name}' has factors in one expert and a dense tensor in another; expected one form for "
-                    "all. Give every expert as an adapter, or every one as a full checkpoint (dense deltas)."
-                )
-        kinds = dict(state.kinds)
-        for name in expert.layers:
-            there = kinds.get(name) if name in state.layers else expert.kinds.get(name)
-            if there != expert.kinds.get(name):
-                raise AdapterError(
-                    f"layer '{name}' is {_said(expert.kinds.get(name))} in '{expert.name}', {_said(there)} in the "
-                    "merge so far; one merge needs experts of the same base model."
-                )
-            if name in expert.kinds:
-                kinds[name] = expert.kinds[name]
-        return cls(
-            state, expert, dict(sorted(shapes.items())), frozenset(layers), kinds,
-            sorted({*state.linear, *expert.linear}), _skipped(expert), watch,
-        )  # fmt: skip
+        _check_overlap(state, expert, own)
+        layers = frozenset({*state.layers, *expert.layers})
+        shapes = dict(sorted({**state.shapes, **own}.items()))
+        _check_forms(layers, shapes, {*expert.dense, *state.shapes} - {*state.layers})
+        linear = sorted({*state.linear, *expert.linear})
+        return cls(state, expert, shapes, layers, _kinds(state, expert), linear, _skipped(expert), watch)
 
     @property
     def t(self) -> int:
@@ -170,6 +137,57 @@ def _check_base(state: State, expert: Adapter) -> None:
         )
 
 
+def _shapes(expert: Adapter) -> dict[str, tuple[int, ...]]:
+    """Return the shape of everything that the expert has; raise where something is not finite."""
+    own: dict[str, tuple[int, ...]] = {}
+    for name, factors in expert.layers.items():
+        own[name] = (factors.d_out, factors.d_in)
+        for part, tensor in (("A", factors.A), ("B", factors.B)):
+            check_tensor(tensor, f"adapter '{expert.name}', layer '{name}': {part}")
+    for name in expert.dense:
+        check_tensor(tensor := expert.dense[name], f"adapter '{expert.name}': tensor '{name}'")
+        own[name] = tuple(tensor.shape)
+    return own
+
+
+def _check_overlap(state: State, expert: Adapter, own: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise unless names and shapes say that the expert belongs to the same model as the merge so far."""
+    inside = ", ".join(f"'{one.name}'" for one in state.absorbed)
+    for name in own.keys() & state.shapes.keys():
+        if own[name] != tuple(state.shapes[name]):
+            raise ShapeError(
+                f"'{name}' is {own[name]} in '{expert.name}', {tuple(state.shapes[name])} in the merge so far "
+                f"({inside}); one merge needs experts of the same base model."
+            )
+    if state.t and not own.keys() & state.shapes.keys():
+        raise AdapterError(
+            f"adapter '{expert.name}' shares no name with the merge so far ('{min(own)}' here, '{min(state.shapes)}' "
+            "there); one merge needs experts of one base model, loaded by the same class."
+        )
+
+
+def _check_forms(layers: Collection[str], shapes: Mapping[str, tuple[int, ...]], tensors: Collection[str]) -> None:
+    """Raise where one weight has factors here and a dense delta there: they would be merged side by side."""
+    for name in layers:
+        if f"{name}.weight" in shapes or name in tensors:
+            raise AdapterError(
+                f"layer '{name}' has factors in one expert and a dense tensor in this or another; expected one form "
+                "for all. Give every expert as an adapter, or every one as a full checkpoint (dense deltas)."
+            )
+
+
+def _kinds(state: State, expert: Adapter) -> dict[str, Kind]:
+    """Return the kinds of all layers; raise where a layer changes its kind."""
+    for name in expert.layers.keys() & set(state.layers):
+        here, there = expert.kinds.get(name), state.kinds.get(name)
+        if here != there:
+            raise AdapterError(
+                f"layer '{name}' is {here.name if here else 'linear'} in '{expert.name}', "
+                f"{there.name if there else 'linear'} in the merge so far; one merge needs experts of one base model."
+            )
+    return {**state.kinds, **{name: kind for name, kind in expert.kinds.items() if name in expert.layers}}
+
+
 def _skipped(expert: Adapter) -> dict[str, str]:
     """Return what of the expert cannot take part, with the reason; warn about whole tensors without a base."""
     skipped = {name: "task heads are never merged; every task keeps its own" for name in expert.head}
@@ -183,11 +201,3 @@ def _skipped(expert: Adapter) -> dict[str, str]:
             stacklevel=4,
         )
     return dict(sorted(skipped.items()))
-
-
-def _inside(state: State) -> str:
-    return ", ".join(f"'{one.name}'" for one in state.absorbed)
-
-
-def _said(kind: Kind | None) -> str:
-    return kind.name if kind else "linear"
