@@ -25,13 +25,10 @@ def load_place(place: Place) -> Mapping[str, Any]:
 
 def reason(error: BaseException) -> str:
     """Return in one line why something on the hub could not be had, and what to do about it."""
-    from huggingface_hub import constants
-
-    kinds = {kind.__name__ for link in _chain(error) for kind in type(link).__mro__}
-    said = " ".join(str(link) for link in _chain(error))
-    if "GatedRepoError" in kinds or "gated" in said:
+    kinds, said = _kinds(error), " ".join(str(link) for link in _chain(error))
+    if "GatedRepoError" in kinds or "is a gated dataset" in said:
         return "it is gated: accept its terms on its page, then log in with `hf auth login` or set HF_TOKEN"
-    if "OfflineModeIsEnabled" in kinds or (constants.HF_HUB_OFFLINE and kinds & _UNREACHABLE):
+    if _offline() and kinds & {*_UNREACHABLE, "OfflineModeIsEnabled"}:
         return "it is not in the cache, and HF_HUB_OFFLINE forbids to fetch it"
     if kinds & _UNREACHABLE:
         return f"the hub cannot be reached ({cause(error)})"
@@ -42,7 +39,23 @@ def reason(error: BaseException) -> str:
     return cause(error)
 
 
+def unreachable(error: BaseException) -> bool:
+    """Whether the network failed, so that asking for another copy would only wait as long again."""
+    return not _offline() and bool(_kinds(error) & _UNREACHABLE)
+
+
 _UNREACHABLE = frozenset({"ConnectionError", "LocalEntryNotFoundError", "TransportError", "TimeoutError"})
+
+
+def _offline() -> bool:
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE)
+
+
+def _kinds(error: BaseException) -> set[str]:
+    """Names of all classes of an error and its causes: the libraries that define them are not all installed."""
+    return {kind.__name__ for link in _chain(error) for kind in type(link).__mro__}
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

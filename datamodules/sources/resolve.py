@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import warnings
 from collections.abc import Callable, Sequence
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.base import Split
-from datamodules.sources.hub import load_place, reason
+from datamodules.sources.hub import load_place, reason, unreachable
 from datamodules.sources.local import BUILDERS, LocalData, stand_in_note
 from datamodules.sources.spec import DatasetSpec, Part, Place, as_tuple
 from datamodules.sources.table import Table
@@ -112,8 +113,11 @@ def open_source(spec: DatasetSpec, source: str | None = None) -> Source:
             fallbacks; None takes the places of ``spec`` in order.
 
     Raises:
+        ConfigError: The package `datasets` is not installed, or ``source`` is neither path nor id.
         DatasetNotFoundError: There is no such path, or no copy on the hub can be had; says why, copy by copy.
     """
+    if importlib.util.find_spec("datasets") is None:
+        raise ConfigError(f"{spec.name} needs the package `datasets`; install nscmerge[language].")
     if source is not None and is_path(source):
         return _open_local(spec, source)
     places = list(spec.places) if source is None else [_place(spec, source)]
@@ -125,6 +129,9 @@ def open_source(spec: DatasetSpec, source: str | None = None) -> Source:
         except Exception as error:  # any of several libraries' errors; told in our words below
             missed.append(f"{place}: {reason(error)}")
             last = error
+            if unreachable(error):
+                missed += [f"{other}: not tried" for other in places[len(missed) :]]
+                break
             continue
         if missed:
             warnings.warn(f"{spec.name}: reading {place} instead of {'; '.join(missed)}.", stacklevel=2)
@@ -145,7 +152,7 @@ def _open_local(spec: DatasetSpec, source: str) -> Source:
 
 
 def is_path(source: str) -> bool:
-    """Whether a source is meant as a path, there or not."""
+    """Return whether a source is meant as a path, there or not."""
     if source.startswith((PACKAGE_SCHEME, ".", "/", "~")) or "\\" in source or Path(source).exists():
         return True
     return source.count("/") != 1 or Path(source).suffix.lower() in BUILDERS
