@@ -56,14 +56,14 @@ def text_spearman(predictions: Sequence[str], targets: Sequence[str]) -> Tensor:
     """Return Spearman's rho of the numbers that texts spell (STS-B of Flan-T5 on GLUE), in [-1, 1], fp64.
 
     A text that is no number counts as 0.0, as in FusionBench; so does "nan", which would undo every other answer there.
-    Where there is no correlation, as of constant predictions, it is 0.
+    Where there is no correlation, as of constant predictions, it is 0; NaN without samples.
 
     Args:
         predictions: Generated texts, N.
         targets: True values as texts, N.
     """
     rho = spearman(*([_number(text) for text in texts] for texts in (predictions, targets)))
-    return torch.nan_to_num(rho, nan=0.0)
+    return torch.nan_to_num(rho, nan=0.0 if len(predictions) else torch.nan)
 
 
 class TextSpearman(CorpusMetric):
