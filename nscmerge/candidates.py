@@ -15,12 +15,13 @@ from nscmerge.adapters import Adapter
 from nscmerge.base_model import resolve_source
 from nscmerge.errors import AdapterError, ConfigError
 from nscmerge.factors import LowRank
+from nscmerge.layer_names import ModelNames
 from nscmerge.lazy import Lazy
 from nscmerge.merging import merge
-from nscmerge.surgery import resolve_layer
 from nscmerge.update import Update, Weights, load_update
+from nscmerge.whole import tensor_place
 
-#: Updates of linear layers by name; dense ones may be computed when asked for.
+#: Updates of linear layers by name, and of other tensors by theirs; dense ones may be computed when asked for.
 Layers = Weights
 
 
@@ -55,15 +56,16 @@ class ClosedForm:
 
 
 def expert_layers(model: nn.Module, adapter: Adapter, name: str) -> Layers:
-    """Return the layers of an expert.
+    """Return the layers and whole tensors of an expert.
 
     Raises:
-        AdapterError: It changes something besides linear layers, which the benchmark would leave out.
+        AdapterError: It stores whole tensors whose deltas are not known yet (see :func:`nscmerge.whole.on_model`), or
+            one that the model does not have.
     """
     if adapter.saved:
         raise AdapterError(
-            f"expert '{name}' stores whole tensors ({', '.join(sorted(adapter.saved)[:3])}, ...), which the benchmark "
-            "cannot switch on. Leave them out of modules_to_save when training the expert."
+            f"expert '{name}' stores whole tensors ({', '.join(sorted(adapter.saved)[:3])}, ...), which have a delta "
+            "only beside the base model: nscmerge.whole.on_model gives it."
         )
     return _linear_layers(model, adapter.layers, adapter.dense, f"expert '{name}'")
 
@@ -72,7 +74,7 @@ def merge_layers(model: nn.Module, update: Update, tasks: Iterable[str], name: s
     """Return the layers of a merge: one entry for all tasks under None, or one per task where it keeps such weights.
 
     Raises:
-        AdapterError: It lacks a task's weights, or changes something besides linear layers.
+        AdapterError: It lacks a task's weights, or has a tensor that the model does not have.
     """
     if not update.per_task:
         return {None: _linear_layers(model, update.layers, update.dense, f"merge '{name}'")}
@@ -104,23 +106,28 @@ def _whole(name: str) -> bool:
 
 
 def _linear_layers(model: nn.Module, layers: Weights, dense: Weights, owner: str) -> Layers:
-    """Return ``layers`` with the weights in ``dense`` added under their layer's name, each computed when asked for."""
+    """Return ``layers`` with ``dense`` added, each computed when asked for.
+
+    The weight of a linear layer stands under the layer's name, any other whole tensor under its own.
+    """
+    names = ModelNames(model)
+    names.check_architecture([*layers, *(tensor.rpartition(".")[0] for tensor in dense)], owner)
     tensors: dict[str, str] = {}
     for tensor in dense:
-        name = tensor.removesuffix(".weight")
-        linear = name != tensor and isinstance(model.get_submodule(resolve_layer(model, name, owner)), nn.Linear)
-        if not linear:
+        layer, _, parameter = tensor.rpartition(".")
+        linear = parameter == "weight" and isinstance(names.modules[names.path(layer, owner)], nn.Linear)
+        if not linear and tensor_place(names, tensor) is None:
             raise AdapterError(
-                f"{owner} changes '{tensor}', which is not the weight of a linear layer; the benchmark can switch "
-                "on linear layers only. Apply the update to the base model and test that."
+                f"{owner} changes '{tensor}', and the base model {type(model).__name__} has no parameter of that name. "
+                "Adapter and base model must belong together."
             )
-        tensors[name] = tensor
+        tensors[layer if linear else tensor] = tensor
 
-    def layer(name: str) -> LowRank | Tensor:
+    def update(name: str) -> LowRank | Tensor:
         if name not in tensors:
             return layers[name]
         found = [layers[name]] if name in layers else []
         found.append(dense[tensors[name]])
         return reduce(torch.add, (w.dense() if isinstance(w, LowRank) else w for w in found))
 
-    return Lazy(list(dict.fromkeys([*layers, *tensors])), layer)
+    return Lazy(list(dict.fromkeys([*layers, *tensors])), update)

@@ -48,13 +48,24 @@ class Coefficients(KeepsPrecision):
         if bounds is not None and not bounds[0] <= init <= bounds[1]:
             raise ConfigError(f"bounds {bounds} do not hold the start value {init}; widen them or move init inside.")
         self.layers, self.tasks = tuple(layers), tuple(tasks)
-        self.init, self.bounds = float(init), bounds
-        rows = len(self.layers) if granularity == "layer" else 1
-        self.lam = nn.ParameterList(torch.full((len(self.tasks),), self.init) for _ in range(rows))
+        self.init, self.bounds, self.granularity = float(init), bounds, granularity
+        self.lam = nn.ParameterList()
+        self._add(len(self.layers) if granularity == "layer" else 1)
+
+    def extend(self, layers: Sequence[str]) -> None:
+        """Add rows for more layers, at the start value; before an optimizer takes the parameters."""
+        self.layers += tuple(layers)
+        if self.granularity == "layer":
+            self._add(len(layers))
+
+    def _add(self, rows: int) -> None:
+        # Their own dtype: a trainer may have made another one the default.
+        start = (torch.full((len(self.tasks),), self.init, dtype=torch.float32) for _ in range(rows))
+        self.lam.extend(nn.Parameter(row) for row in start)
 
     def row(self, layer: int) -> Tensor:
         """Return the coefficients of one layer, (T,), with gradient."""
-        raw: Tensor = self.lam[layer if len(self.lam) > 1 else 0]
+        raw: Tensor = self.lam[layer if self.granularity == "layer" else 0]
         return raw if self.bounds is None else raw.clamp(*self.bounds)
 
     @torch.no_grad()

@@ -12,8 +12,11 @@ from torch import Tensor, nn
 from nscmerge.coefficients import Coefficients
 from nscmerge.errors import AdapterError, TargetError
 from nscmerge.factors import LowRank
+from nscmerge.layer_names import ModelNames
 from nscmerge.merged_product import merged_product
+from nscmerge.merged_whole import MergedWhole
 from nscmerge.surgery import linear_layers, replace_module
+from nscmerge.whole import WholeLinear
 
 
 class _AllCaptured(Exception):
@@ -67,7 +70,15 @@ class MergedLinear(nn.Module):
 
 
 class MergedModel:
-    """Handle of a base model whose adapted layers are :class:`MergedLinear`."""
+    """Handle of a base model whose adapted layers are :class:`MergedLinear`.
+
+    Args:
+        model: The model, in which they stand.
+        layers: By name: layers with factors.
+        paths: Their paths in the model.
+        coefficients: Whose rows they read.
+        whole: By path: layers with whole deltas, which may stand around one of ``layers``.
+    """
 
     def __init__(
         self,
@@ -75,8 +86,10 @@ class MergedModel:
         layers: Mapping[str, MergedLinear],
         paths: Mapping[str, str],
         coefficients: Coefficients,
+        whole: Mapping[str, MergedWhole] | None = None,
     ) -> None:
         self.model, self.layers, self._paths = model, layers, paths
+        self.whole = whole or {}
         self._coefficients = coefficients
 
     @property
@@ -118,31 +131,40 @@ class MergedModel:
     @contextmanager
     def alone(self, task: int) -> Iterator[None]:
         """Run as base model plus one expert, coefficient 1 for it and 0 for the others, until the block ends."""
-        learned = {name: layer.coefficients for name, layer in self.layers.items()}
+        every: list[MergedLinear | MergedWhole] = [*self.layers.values(), *self.whole.values()]
+        learned = [layer.coefficients for layer in every]
         try:
-            for layer in self.layers.values():
+            for layer in every:
                 one_hot = torch.zeros_like(layer.coefficients().detach())
                 one_hot[task] = 1
                 layer.coefficients = partial(torch.clone, one_hot)
             yield
         finally:
-            for name, layer in self.layers.items():
-                layer.coefficients = learned[name]
+            for layer, coefficients in zip(every, learned, strict=True):
+                layer.coefficients = coefficients
 
     def detach(self) -> nn.Module:
         """Put the base layers back, in place, and return the plain base model."""
+        for path, around in self.whole.items():
+            replace_module(self.model, path, around.inner)
         for name, layer in self.layers.items():
             replace_module(self.model, self._paths[name], layer.base)
         return self.model
 
 
-def attach(model: nn.Module, experts: Mapping[str, Mapping[str, LowRank]], coefficients: Coefficients) -> MergedModel:
+def attach(
+    model: nn.Module,
+    experts: Mapping[str, Mapping[str, LowRank]],
+    coefficients: Coefficients,
+    whole: Sequence[WholeLinear] = (),
+) -> MergedModel:
     """Swap each adapted ``nn.Linear`` for a :class:`MergedLinear`, in place; nothing is changed if a check fails.
 
     Args:
         model: Frozen base model.
         experts: ``{task: {layer name: LowRank}}``; tasks and layers as in ``coefficients``.
         coefficients: Their lambdas.
+        whole: Linear layers with whole deltas, whose rows ``coefficients`` has, too.
 
     Raises:
         AdapterError: A layer is missing from the model, is no ``nn.Linear``, has another shape, or two names mean one.
@@ -161,7 +183,23 @@ def attach(model: nn.Module, experts: Mapping[str, Mapping[str, LowRank]], coeff
             located[name][1], [layers.get(name) for layers in experts.values()], partial(coefficients.row, index)
         )
         for index, name in enumerate(coefficients.layers)
+        if name in located
     }
+    names = ModelNames(model)
     for name, layer in merged.items():
         replace_module(model, located[name][0], layer)
-    return MergedModel(model, merged, {name: path for name, (path, _) in located.items()}, coefficients)
+    around = {}
+    for linear in whole:
+        path = names.path(linear.layer)
+        row = partial(coefficients.row, coefficients.layers.index(linear.row))
+        around[path] = MergedWhole(
+            model.get_submodule(path), linear.weights, linear.biases, row, factor_dtype(names.modules[path])
+        )
+        replace_module(model, path, around[path])
+    return MergedModel(model, merged, {name: path for name, (path, _) in located.items()}, coefficients, around)
+
+
+def factor_dtype(module: nn.Module) -> torch.dtype:
+    """Return the dtype of what is multiplied beside a frozen layer: its own, or bf16 where it holds integers."""
+    weight = module.get_parameter("weight")
+    return weight.dtype if weight.is_floating_point() else torch.bfloat16

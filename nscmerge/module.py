@@ -19,18 +19,19 @@ from torchmetrics import MeanMetric
 
 from nscmerge.accumulation import sum_one_by_one
 from nscmerge.adapters import Adapter
-from nscmerge.base_model import load_base_model, resolve_source
+from nscmerge.base_model import BaseModel, load_base_model, resolve_source
 from nscmerge.batching import TaskKey, fuse, tasks_of
 from nscmerge.coefficients import Coefficients
 from nscmerge.errors import ConfigError
 from nscmerge.folders import check_absent
-from nscmerge.folding import fold
+from nscmerge.folding import fold, fold_whole
 from nscmerge.merged_linear import MergedModel, attach
 from nscmerge.monitor import CoefficientMonitor
 from nscmerge.objectives import NSC, Objective
 from nscmerge.preflight import preflight
 from nscmerge.provenance import learned_recipe
 from nscmerge.update import Update
+from nscmerge.whole import ProjectorCoefficients, WholeLinear, on_model, whole_linears
 
 Batch = Mapping[TaskKey, Mapping[str, Tensor]]
 
@@ -43,8 +44,9 @@ class MergeModule(lightning.LightningModule):
     the last target layer, and only the coefficients receive a gradient.
 
     Args:
-        base_model: Frozen base: local folder, hub id, ``package:NAME/FOLDER``, ``timm:NAME``, or a module, which is
-            changed in place (:meth:`MergedModel.detach` puts it back).
+        base_model: Frozen base: local folder, hub id, ``package:NAME/FOLDER``, ``timm:NAME``, a :class:`Pretrained`
+            for another class than ``AutoModel``, or a module, which is changed in place (:meth:`MergedModel.detach`
+            puts it back).
         experts: ``{task: adapter}``; each a PEFT folder, a hub id or an :class:`Adapter`.
         objective: Label-free loss; default :class:`NSC` on the output projections of the last quarter of the blocks.
         init: Start value of every coefficient; the papers' 0.4, or ``weight_average`` for 1 / K.
@@ -52,6 +54,8 @@ class MergeModule(lightning.LightningModule):
         bounds: Clamp coefficients to (low, high) in the forward pass; None leaves them free.
         optimizer: From parameters to optimizer; default AdamW with torch defaults (lr 1e-3, weight decay 0.01).
         scheduler: From optimizer to a scheduler that steps with every batch; None keeps the learning rate constant.
+        projector_coeff: For linear layers that adapters hold whole (a multimodal projector in ``modules_to_save``): one
+            coefficient per task and layer, as the authors' code has it, or per task and parent module.
         accumulate: ``fused`` runs all tasks in one graph; ``task`` builds one graph at a time, of one task or of those
             that share their inputs: same gradient, less memory.
         dtype: Dtype of the base model; None keeps the stored one. Coefficients and geometry stay fp32.
@@ -66,13 +70,14 @@ class MergeModule(lightning.LightningModule):
 
     def __init__(
         self,
-        base_model: str | nn.Module,
+        base_model: BaseModel,
         experts: Mapping[str, str | Path | Adapter],
         *,
         objective: Objective | None = None,
         init: float | Literal["weight_average"] = 0.4,
         granularity: Literal["layer", "task"] = "layer",
         bounds: tuple[float, float] | None = None,
+        projector_coeff: ProjectorCoefficients = "per_linear",
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] = AdamW,
         scheduler: Callable[[Optimizer], LRScheduler] | None = None,
         accumulate: Literal["fused", "task"] = "fused",
@@ -90,6 +95,8 @@ class MergeModule(lightning.LightningModule):
         self.coefficients = Coefficients(layers, self.tasks, init=start, granularity=granularity, bounds=bounds)
         self.objective = objective if objective is not None else NSC()
         self.objective.bind(self.experts)
+        self.projector_coeff = projector_coeff
+        self.whole: list[WholeLinear] = []  # linear layers that adapters hold whole, once the base is there
         self.merged: MergedModel | None = None
         self.unreached: list[str] | None = None
         self._reached: set[int] = set()  # rows of the coefficients that have had a gradient
@@ -109,9 +116,12 @@ class MergeModule(lightning.LightningModule):
         if self.merged is not None:
             return
         model = load_base_model(*self._source)
+        self.experts = on_model(model, self.experts)
         layers = {task: adapter.layers for task, adapter in self.experts.items()}
         self.objective.prepare(model, layers)
-        self.merged = attach(model, layers, self.coefficients)
+        self.whole = whole_linears(model, self.experts, self.projector_coeff)
+        self.coefficients.extend(list(dict.fromkeys(linear.row for linear in self.whole)))
+        self.merged = attach(model, layers, self.coefficients, self.whole)
         self.base = model
         # Of the validation inputs, one per task. A module list, so that Lightning moves them to the device.
         self.ratios = [MeanMetric() for _ in self.tasks]
@@ -242,9 +252,15 @@ class MergeModule(lightning.LightningModule):
             rank_zero_info(f"merge written to {self._output}")
 
     def update(self) -> Update:
-        """Return the merge as it stands: every task's factors concatenated, lambda and scaling in B (rank R)."""
+        """Return the merge as it stands: every task's factors concatenated, lambda and scaling in B (rank R).
+
+        Whole tensors of adapters have a delta only beside the base model, which is then loaded.
+        """
+        if any(adapter.saved for adapter in self.experts.values()):
+            self._attached()
         base = next((a.base_model for a in self.experts.values() if a.base_model), None)
-        return Update(fold(self.experts, self.coefficients), base_model=base, recipe=learned_recipe(self))
+        dense = fold_whole(self.whole, self.coefficients)
+        return Update(fold(self.experts, self.coefficients), dense, base, recipe=learned_recipe(self))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what was learned only: megabytes of frozen weights do not belong in every checkpoint."""

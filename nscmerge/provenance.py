@@ -31,16 +31,17 @@ def learned_recipe(module: MergeModule) -> Recipe:
             f"No target layer lies behind {len(module.unreached)} layers; their coefficients kept the start value: "
             f"{', '.join(module.unreached)}."
         )
-    reason = "learned merges take low-rank layers only; this tensor keeps the base model's value"
+    reason = "learned merges take linear layers only; this tensor keeps the base model's value"
     head = "task heads are never merged; every task keeps its own"
-    skipped = {name: reason for e in module.experts.values() for name in (*e.saved, *e.dense)}
+    taken = {name for linear in module.whole for name in (f"{linear.layer}.weight", f"{linear.layer}.bias")}
+    skipped = {name: reason for e in module.experts.values() for name in (*e.saved, *e.dense) if name not in taken}
     skipped |= {name: head for e in module.experts.values() for name in e.head}
     seed = os.environ.get("PL_GLOBAL_SEED")
     return Recipe(
         method=type(module.objective).__name__.lower(),
         options=_options(module),
         inputs=tuple(Input.of(task, adapter) for task, adapter in module.experts.items()),
-        coefficients=table(module.experts, coefficients),
+        coefficients=table(module.experts, coefficients, module.whole),
         seed=int(seed) if seed is not None else None,
         seconds=time.perf_counter() - module.started if module.started is not None else None,
         peak_memory_bytes=torch.cuda.max_memory_allocated() if torch.cuda.is_available() else peak_memory(),
@@ -58,9 +59,10 @@ def _options(module: MergeModule) -> dict[str, Any]:
     coefficients, objective = module.coefficients, module.objective
     options: dict[str, Any] = {
         "init": coefficients.init,
-        "granularity": "task" if len(coefficients.lam) < len(coefficients.layers) else "layer",
+        "granularity": coefficients.granularity,
         "bounds": coefficients.bounds,
         "accumulate": module.accumulate,
+        **({"projector_coeff": module.projector_coeff} if module.whole else {}),
         "objective": objective.options(),
     }
     trainer = module._trainer

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from nscmerge.errors import ConfigError
 from nscmerge.factors import LowRank
+from nscmerge.layer_names import ModelNames
+from nscmerge.merged_linear import factor_dtype
 from nscmerge.surgery import linear_layer, replace_module
+from nscmerge.switch_tensor import SwitchTensor
+from nscmerge.whole import tensor_place
 
+#: By layer name the update of a linear layer's weight; by tensor name (1-D, or not of a linear layer) a whole delta.
 Layers = Mapping[str, LowRank | Tensor]
 
 
@@ -27,13 +32,13 @@ class SwitchLinear(nn.Module):
     def add(self, name: str, update: LowRank | Tensor) -> None:
         """Keep ``update`` under ``name``, in the base weight's dtype, scaling folded into B."""
         index = self._names.setdefault(name, len(self._names))
-        like = self.base.weight
+        device, dtype = self.base.weight.device, factor_dtype(self.base)
         if isinstance(update, LowRank):
-            self.register_buffer(f"A{index}", update.A.to(like), persistent=False)
+            self.register_buffer(f"A{index}", update.A.to(device, dtype), persistent=False)
             # fp32 for the product with the scaling: one rounding instead of two where the base is half precision.
-            self.register_buffer(f"B{index}", (update.B.float() * update.scaling).to(like), persistent=False)
+            self.register_buffer(f"B{index}", (update.B.float() * update.scaling).to(device, dtype), persistent=False)
         else:
-            self.register_buffer(f"D{index}", update.to(like), persistent=False)
+            self.register_buffer(f"D{index}", update.to(device, dtype), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return base(x) + scale * delta(x) of the active update, (..., d_out)."""
@@ -49,10 +54,16 @@ class SwitchLinear(nn.Module):
 
 
 class Switch:
-    """Handle of all switched layers of one model."""
+    """Handle of all that is switched in one model."""
 
-    def __init__(self, model: nn.Module, layers: Mapping[str, SwitchLinear], names: frozenset[str]) -> None:
-        self._model, self._layers, self._names = model, layers, names
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Mapping[str, SwitchLinear],
+        names: frozenset[str],
+        tensors: Sequence[SwitchTensor] = (),
+    ) -> None:
+        self._model, self._layers, self._names, self._tensors = model, layers, names, tensors
 
     def activate(self, name: str | None, scale: float = 1.0) -> None:
         """Make ``name`` the active update everywhere; None gives the plain base model.
@@ -68,9 +79,13 @@ class Switch:
             raise ConfigError(f"no update '{name}' is attached; attached are: {', '.join(sorted(self._names))}.")
         for layer in self._layers.values():
             layer.active, layer.scale = name, scale
+        for tensor in self._tensors:
+            tensor.activate(name, scale)
 
     def detach(self) -> None:
-        """Put the base layers back, in place, and let go of the updates."""
+        """Put the base layers and tensors back, in place, and let go of the updates."""
+        for tensor in self._tensors:
+            tensor.activate(None)
         for path, layer in self._layers.items():
             replace_module(self._model, path, layer.base)
 
@@ -88,20 +103,29 @@ def attach_switch(model: nn.Module, candidates: Mapping[str, Layers]) -> Switch:
 
     Args:
         model: Frozen base model.
-        candidates: ``{candidate: {layer name: LowRank | (d_out, d_in) tensor}}``.
+        candidates: ``{candidate: {layer name: LowRank | (d_out, d_in) tensor}}``; a whole tensor that is no linear
+            layer's weight stands under its own name, which ends in the parameter's (``norm.weight``, ``fc.bias``).
 
     Raises:
-        AdapterError: A layer is missing from the model, is no ``nn.Linear``, or has another shape.
+        AdapterError: A layer or tensor is missing from the model, or has another shape.
     """
+    names = ModelNames(model)
     switched: dict[str, SwitchLinear] = {}
+    tensors: dict[str, SwitchTensor] = {}
     for candidate, layers in candidates.items():
         for name in layers:
             update = layers[name]  # once: dense ones may be computed, or read, when asked for
-            path, linear = linear_layer(model, name, update, owner=candidate)
+            if isinstance(update, Tensor) and (place := tensor_place(names, name)) is not None:
+                path = ".".join(place)
+                if path not in tensors:
+                    tensors[path] = SwitchTensor(names.modules[place[0]], place[1])
+                tensors[path].add(candidate, update, name)
+                continue
+            path, linear = linear_layer(names, name, update, owner=candidate)
             if path not in switched:
                 switched[path] = SwitchLinear(linear)
             switched[path].add(candidate, update)
     for path, layer in switched.items():
         replace_module(model, path, layer)
     model.eval()
-    return Switch(model, switched, frozenset(candidates))
+    return Switch(model, switched, frozenset(candidates), list(tensors.values()))

@@ -136,8 +136,8 @@ def test_dense_deltas_of_linear_weights_are_switched_on_and_others_refused():
     delta = torch.ones(WIDTH, WIDTH)
     (layers,) = merge_layers(model, Update(low_rank, {f"{LAYERS[0]}.weight": delta}), ["a"], "x").values()
     torch.testing.assert_close(layers[LAYERS[0]], low_rank[LAYERS[0]].dense() + delta)
-    with pytest.raises(AdapterError, match=r"merge 'x' changes 'embeddings.LayerNorm.bias', which is not"):
-        merge_layers(model, Update(low_rank, {"embeddings.LayerNorm.bias": torch.ones(WIDTH)}), ["a"], "x")
+    with pytest.raises(AdapterError, match=r"merge 'x' changes 'embeddings.LayerNorm.shift', and the base model Bert"):
+        merge_layers(model, Update(low_rank, {"embeddings.LayerNorm.shift": torch.ones(WIDTH)}), ["a"], "x")
 
 
 def test_names_must_agree_before_any_work(folders, tmp_path):
