@@ -155,7 +155,8 @@ def is_path(source: str) -> bool:
     """Return whether a source is meant as a path, there or not."""
     if source.startswith((PACKAGE_SCHEME, ".", "/", "~")) or "\\" in source or Path(source).exists():
         return True
-    return source.count("/") != 1 or Path(source).suffix.lower() in BUILDERS
+    repository = source.partition("@")[0]  # a revision may have slashes of its own
+    return repository.count("/") != 1 or Path(source).suffix.lower() in BUILDERS
 
 
 def _place(spec: DatasetSpec, source: str) -> Place:
