@@ -142,7 +142,7 @@ class JointDataModule(LightningDataModule):
         return list(self.labelled_dataloaders("test", self.test_samples).values())
 
     def labelled_dataloaders(
-        self, split: Split, samples: int | None = None, batch_size: int | None = None
+        self, split: Split, samples: int | None = None, batch_size: int | None = None, supervised: bool = False
     ) -> dict[TaskKey, DataLoader[Sample]]:
         """Return one labelled loader per entry of ``batch_keys``: for comparing merges by labels, never for learning.
 
@@ -150,9 +150,10 @@ class JointDataModule(LightningDataModule):
             split: Which one.
             samples: At most so many per task, evenly spaced over the split, which may be sorted; None takes all.
             batch_size: Samples per batch; ``test_batch_size`` if None.
+            supervised: Give samples as training sees them, not as they are scored: the answers among the inputs.
         """
         rank, world_size = self._place()
-        datasets = {key: self._labelled(key, split) for key in self.batch_keys}
+        datasets = {key: self._labelled(key, split, supervised) for key in self.batch_keys}
         return {
             key: evaluation_loader(
                 evenly_spaced(dataset if split == "test" else self._drawn(dataset), samples),
@@ -172,10 +173,10 @@ class JointDataModule(LightningDataModule):
             options.append("fit_samples")
         return {**{name: getattr(self, name) for name in options}, "tasks": own}
 
-    def _labelled(self, key: TaskKey, split: Split) -> Dataset[Sample]:
-        if isinstance(key, str):
-            return self.tasks[key].dataset(split)
-        return SharedDataset({task: self.tasks[task].dataset(split) for task in key})
+    def _labelled(self, key: TaskKey, split: Split, supervised: bool) -> Dataset[Sample]:
+        names = (key,) if isinstance(key, str) else key
+        own = {n: self.tasks[n].supervised(split) if supervised else self.tasks[n].dataset(split) for n in names}
+        return own[key] if isinstance(key, str) else SharedDataset(own)
 
     def _unlabelled(self) -> dict[TaskKey, Dataset[Sample]]:
         first = {key: key if isinstance(key, str) else key[0] for key in self.batch_keys}

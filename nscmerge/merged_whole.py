@@ -50,7 +50,8 @@ class MergedWhole(nn.Module):
         if deltas is None or tasks is None:
             return None
         # One matrix-vector product over all entries: nothing of the size of all deltas is kept for the gradient.
-        return torch.tensordot(lam[tasks].to(deltas.dtype), deltas, dims=1)
+        total: Tensor = torch.tensordot(lam[tasks].to(deltas.dtype), deltas, dims=1)
+        return total
 
 
 def _stacked(

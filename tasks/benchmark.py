@@ -12,18 +12,20 @@ from torch import nn
 from torchmetrics import Metric, SumMetric
 
 from nscmerge.adapters import Adapter
-from nscmerge.base_model import load_base_model, weights_sha256
+from nscmerge.base_model import BaseModel, load_base_model, source_of, weights_sha256
 from nscmerge.batching import tasks_of
 from nscmerge.candidates import ClosedForm, expert_layers, merge_layers, read_merge
 from nscmerge.errors import ConfigError
 from nscmerge.folders import check_absent
 from nscmerge.heads import predictions
+from nscmerge.pretrained import Pretrained
 from nscmerge.switch import Layers, Switch, attach_switch, by_update
 from nscmerge.update import Update
+from nscmerge.whole import on_model
 from tasks.base import Task
 from tasks.expert import described, read_expert, seed, versions
 from tasks.record import training_of
-from tasks.scores import BASE, EXPERT, NOTE, Scores, TaskInfo
+from tasks.scores import BASE, EXPERT, NOTE, NOTES, Scores, TaskInfo
 
 
 class Benchmark(LightningModule):
@@ -34,8 +36,9 @@ class Benchmark(LightningModule):
 
     Args:
         base_model: Frozen base, as :func:`nscmerge.base_model.load_base_model` reads it.
-        tasks: Head, prediction and metrics by task name; the weights of the head come from the expert.
-        experts: Expert folder by task name, or ``package:NAME/FOLDER``.
+        tasks: Head, prediction and metrics by task name; the weights of the head come from the expert, if it has one.
+        experts: Adapter by task name: expert folder, hub id, or ``package:NAME/FOLDER``. What it holds whole (a
+            multimodal projector, biases, norms) is switched on with it.
         merges: By the name that the tables show: a merge folder, any PEFT adapter folder, or a :class:`ClosedForm` to
             make of the experts (``{method: ties, lam: 0.5}``).
         base_sha256: Hash that a local base model's weights must have; None takes any.
@@ -56,7 +59,7 @@ class Benchmark(LightningModule):
 
     def __init__(
         self,
-        base_model: str | nn.Module,
+        base_model: BaseModel,
         tasks: dict[str, Task],
         experts: dict[str, str | Path],
         merges: dict[str, ClosedForm | str | Path] | None = None,
@@ -72,8 +75,7 @@ class Benchmark(LightningModule):
         _same_names("experts", experts, "tasks", tasks, "model.init_args.experts")
         if taken := sorted({BASE, EXPERT} & set(merges or {})):
             raise ConfigError(f"a merge is named '{taken[0]}', which the table uses itself; give it another name.")
-        self._named = isinstance(base_model, str)
-        self.base_model = base_model if isinstance(base_model, str) else type(base_model).__name__
+        self.base_model = source_of(base_model)
         self.groups = dict(groups or {})
         # In a tuple: a module given here is not a submodule before the test.
         self._source = (base_model, None, base_sha256)
@@ -109,11 +111,17 @@ class Benchmark(LightningModule):
         for name, task in zip(self.task_names, self.tasks, strict=True):
             adapters[name], head = read_expert(self.experts[name], name)
             task.load_head(head, name)
-        updates = {name: read_merge(source, adapters) for name, source in self.merges.items()}
+        # A closed form needs the deltas of whole tensors, and those need the base; all else is read before it.
+        whole = any(adapter.saved for adapter in adapters.values())
+        later = {name: merge for name, merge in self.merges.items() if whole and isinstance(merge, ClosedForm)}
+        updates = {name: read_merge(merge, adapters) for name, merge in self.merges.items() if name not in later}
         _same_base(adapters, updates)
         model = load_base_model(*self._source)
         for task in self.tasks:
             task.check(model)
+        self.evaluators = nn.ModuleList(task.evaluator() for task in self.tasks)
+        adapters = on_model(model, adapters)
+        updates |= {name: read_merge(merge, adapters) for name, merge in later.items()}
         self._switch, self._active = self._attach(model, adapters, updates)
         self.model = model
 
@@ -149,7 +157,7 @@ class Benchmark(LightningModule):
         for candidate, metrics in zip(self.candidates, self.metrics, strict=True):
             for update, together in by_update({name: self._active[candidate, name] for name in names}).items():
                 self._switch.activate(update)
-                heads = {name: self.tasks[self.task_names.index(name)] for name in together}
+                heads = {name: self.evaluators[self.task_names.index(name)] for name in together}
                 for name, prediction in predictions(self.model, heads, inputs):
                     own = target[name] if isinstance(target, Mapping) else target
                     metrics[self.task_names.index(name)].update(prediction, own)
@@ -183,10 +191,11 @@ class Benchmark(LightningModule):
         """What the scores came from: base, experts and how they were made, merges, data, versions, seed."""
         data = self.trainer.datamodule
         note = getattr(data, "note", None)
+        notes = {name: said for name, task in zip(self.task_names, self.tasks, strict=True) if (said := task.notes())}
         return {
             **({NOTE: note} if note is not None else {}),
-            "base_model": self.base_model,
-            "base_sha256": self._source[2] or (weights_sha256(self.base_model) if self._named else None),
+            **({NOTES: notes} if notes else {}),
+            **_base_record(*self._source),
             "experts": {name: str(folder) for name, folder in self.experts.items()},
             "training": {name: training_of(folder) for name, folder in self.experts.items()},
             "merges": {n: _recorded(m) if isinstance(m, ClosedForm) else str(m) for n, m in self.merges.items()},
@@ -195,6 +204,17 @@ class Benchmark(LightningModule):
             "versions": versions(),
             "seed": seed(),
         }
+
+
+def _base_record(base: BaseModel, dtype: str | None, sha256: str | None) -> dict[str, Any]:
+    """Return what a record says of the base model: name, hash, and the form that it was held in."""
+    if isinstance(base, nn.Module):
+        return {"base_model": source_of(base), "base_sha256": sha256}
+    record: dict[str, Any] = {"base_model": source_of(base)}
+    if isinstance(base, Pretrained):
+        sha256 = sha256 or base.sha256
+        record["base_form"] = {name: value for name, value in asdict(base).items() if name not in ("source", "sha256")}
+    return {**record, "base_sha256": sha256 or weights_sha256(base)}
 
 
 def _recorded(merge: ClosedForm) -> dict[str, Any]:

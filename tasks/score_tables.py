@@ -65,7 +65,17 @@ def as_markdown(scores: Scores) -> str:
         "avg, worst task and spread (standard deviation over tasks) are of the percentages; avg_clipped counts a task",
         "as 100 at most.",
     ]
+    notes += [f"- {note}." for note in (*scores.notes, *empty_lines(scores))]
     return "\n".join(parts + notes) + "\n"
+
+
+def empty_lines(scores: Scores) -> list[str]:
+    """Return one sentence per candidate that gave empty answers, saying how many of which task."""
+    return [
+        f"{name} gave empty answers: "
+        + ", ".join(f"{n} of {scores.tasks[t].samples} in {t}" for t, n in counts.items())
+        for name, counts in scores.empty_answers().items()
+    ]
 
 
 def header(scores: Scores) -> list[str]:
@@ -105,6 +115,8 @@ def print_scores(scores: Scores) -> None:
     for name, *numbers in summary_lines(scores) if many else lines(scores):
         table.add_row(name, *(numbers if many else (number.partition(" ")[0] for number in numbers)))
     print_table(table)
+    for line in empty_lines(scores):
+        print(line)
 
 
 def _measured(scores: Scores) -> Sequence[Row]:

@@ -17,8 +17,12 @@ from tasks.metrics import normalized_score
 #: Metric values by name.
 Values = Mapping[str, float]
 BASE, EXPERT = "base", "expert"
+#: Metric that counts answers without any text.
+EMPTY = "empty_answers"
 #: Key of the record that says what the data are, where that must not be missed.
 NOTE = "data"
+#: Key of the record that says how the scores of each task were measured, where there is something to say.
+NOTES = "notes"
 
 
 @dataclass(frozen=True)
@@ -122,6 +126,24 @@ class Scores:
     def note(self) -> str | None:
         """What the data are, where that must not be missed."""
         return self.origin.get(NOTE)
+
+    @property
+    def notes(self) -> list[str]:
+        """How scores were measured, each remark once, with the tasks that it is about."""
+        by_text: dict[str, list[str]] = {}
+        for task, texts in self.origin.get(NOTES, {}).items():
+            for text in texts:
+                by_text.setdefault(text, []).append(task)
+        return [f"{', '.join(tasks)}: {text}" for text, tasks in by_text.items()]
+
+    def empty_answers(self) -> dict[str, dict[str, int]]:
+        """Return how many answers were empty, by candidate and task, where any was: such a score is no accident."""
+        found: dict[str, dict[str, int]] = {}
+        for row in self.rows:
+            for task in self.tasks:
+                if (count := row.values[task].get(EMPTY, 0)) > 0:
+                    found.setdefault(row.name, {})[task] = int(count)
+        return found
 
     @property
     def groups(self) -> dict[str, list[str]]:

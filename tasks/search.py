@@ -30,6 +30,8 @@ class _Labelled(Criterion):
     """
 
     default_split = "val"
+    #: Whether batches are as training sees them, answers to write among the inputs, or as they are scored.
+    supervised = False
 
     def __init__(
         self,
@@ -44,6 +46,7 @@ class _Labelled(Criterion):
         if samples is not None and samples < 1:
             raise ConfigError(f"samples is {samples}; expected at least 1, or null for all.")
         self.names, self.tasks = list(tasks), nn.ModuleList(tasks.values())
+        self.predictors = nn.ModuleList(tasks.values())
         self.samples, self.split, self.batch_size = samples, split or self.default_split, batch_size
         self.stage = "test" if self.split == "test" else "validate"
 
@@ -51,8 +54,8 @@ class _Labelled(Criterion):
         """Load the heads.
 
         Raises:
-            ConfigError: Tasks and experts have different names.
-            AdapterError: An expert has no head, or one of another shape.
+            ConfigError: Tasks and experts have different names, or a task cannot read the model.
+            AdapterError: An expert has no head that its task needs, or one of another shape.
         """
         if set(self.names) != set(experts):
             raise ConfigError(
@@ -61,13 +64,14 @@ class _Labelled(Criterion):
                 "Make them equal."
             )
         for name, task in self._items():
-            if not experts[name].head:
+            if not experts[name].head and task.state_dict():
                 raise AdapterError(
                     f"expert '{name}' ({experts[name].source}) has no head.safetensors, which a labelled criterion "
                     "needs. Write experts with 'nscmerge fit' and tasks.finetune.FineTune, or choose by the "
                     "label-free criterion."
                 )
             task.load_head(experts[name].head, name)
+            task.check(model)
 
     def batches(self, data: LightningDataModule) -> Iterator[tuple[TaskKey, dict[str, Any]]]:
         """Yield labelled batches, task by task, or pool by pool where tasks share their inputs.
@@ -80,7 +84,7 @@ class _Labelled(Criterion):
                 f"{type(data).__name__} gives no labelled batches of a chosen split; use datamodules.joint, or choose "
                 "by the label-free criterion."
             )
-        loaders = data.labelled_dataloaders(self.split, self.samples, self.batch_size)
+        loaders = data.labelled_dataloaders(self.split, self.samples, self.batch_size, supervised=self.supervised)
         of_key = {key: tasks_of(key) for key in loaders}
         found = sorted(task for tasks in of_key.values() for task in tasks)
         if found != sorted(self.names):
@@ -93,7 +97,7 @@ class _Labelled(Criterion):
         """Predict a batch and count it."""
         target = batch["target"]
         inputs = {key: value for key, value in batch.items() if key != "target"}
-        heads = {name: self.tasks[self.names.index(name)] for name in tasks_of(tasks)}
+        heads = {name: self.predictors[self.names.index(name)] for name in tasks_of(tasks)}
         for name, prediction in predictions(model, heads, inputs):
             self.count(self.names.index(name), prediction, target[name] if isinstance(target, Mapping) else target)
 
@@ -122,6 +126,8 @@ class Loss(_Labelled):
     The papers choose by validation loss (NSC, arXiv:2603.26317, supplement A.3) and do not say how tasks of different
     loss scales are put together; this ratio is our choice.
     """
+
+    supervised = True
 
     def prepare(self, model: nn.Module, experts: Mapping[str, Adapter]) -> None:
         """Load the heads and start counting."""
@@ -163,8 +169,9 @@ class Score(_Labelled):
     default_split = "test"
 
     def prepare(self, model: nn.Module, experts: Mapping[str, Adapter]) -> None:
-        """Load the heads and start counting."""
+        """Load the heads and what decodes answers, and start counting."""
         super().prepare(model, experts)
+        self.predictors = nn.ModuleList(task.evaluator() for _, task in self._items())
         self.metrics = nn.ModuleList(task.metrics() for _, task in self._items()).requires_grad_(False)
 
     def count(self, number: int, prediction: Tensor, target: Tensor) -> None:

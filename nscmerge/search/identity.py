@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -13,18 +13,23 @@ from torch import nn
 
 import nscmerge
 from nscmerge.adapters import Adapter
-from nscmerge.base_model import weights_sha256
+from nscmerge.base_model import BaseModel, source_of, weights_sha256
+from nscmerge.pretrained import Pretrained
 from nscmerge.search.criterion import Criterion
 from nscmerge.search.hashes import tensors_sha256
 from nscmerge.search.plan import Samples
 
 
-def base_identity(base: str | nn.Module, dtype: str | None, sha256: str | None) -> dict[str, Any]:
+def base_identity(base: BaseModel, dtype: str | None, sha256: str | None) -> dict[str, Any]:
     """Return name, hash of the weights, and dtype of the base model; ``sha256`` saves hashing a checked file again."""
     if isinstance(base, nn.Module):
         weights = tensors_sha256(sorted(base.state_dict().items()))
         return {"name": type(base).__name__, "sha256": weights, "dtype": dtype}
-    return {"name": base, "sha256": sha256 or weights_sha256(base), "dtype": dtype}
+    record: dict[str, Any] = {"name": source_of(base), "sha256": sha256 or weights_sha256(base), "dtype": dtype}
+    if isinstance(base, Pretrained):
+        # How activations are kept, and what the hash must be, change no value.
+        record["form"] = asdict(replace(base, sha256=None, checkpointing=False))
+    return record
 
 
 def adapter_identity(adapter: Adapter) -> dict[str, Any]:

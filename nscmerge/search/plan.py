@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import IterableDataset
@@ -63,9 +65,17 @@ def _named(key: TaskKey, batch: Mapping[str, Any]) -> Iterator[tuple[str, Tensor
     owner = ", ".join(tasks_of(key))
     for name, value in sorted(batch.items()):
         if isinstance(value, Mapping):
-            yield from ((f"{task}.{name}", tensor) for task, tensor in sorted(value.items()))
+            yield from ((f"{task}.{name}", _tensor(own)) for task, own in sorted(value.items()))
         else:
-            yield f"{owner}.{name}", value
+            yield f"{owner}.{name}", _tensor(value)
+
+
+def _tensor(value: Any) -> Tensor:
+    """Return a tensor as it is, and texts (accepted answers, one list per sample) as their bytes, (N, longest)."""
+    if isinstance(value, Tensor):
+        return value
+    rows = [torch.tensor(list(json.dumps(own, default=str).encode()), dtype=torch.uint8) for own in value]
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
 
 
 class Plan(IterableDataset[Work]):

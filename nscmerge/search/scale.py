@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from nscmerge.adapters import Adapter
-from nscmerge.base_model import load_base_model, resolve_source
+from nscmerge.base_model import BaseModel, load_base_model, resolve_source
 from nscmerge.candidates import ClosedForm, expert_layers, merge_layers
 from nscmerge.errors import ConfigError
 from nscmerge.folders import check_absent
@@ -27,6 +27,7 @@ from nscmerge.search.result import SearchResult
 from nscmerge.search.signs import signs
 from nscmerge.search.size import growth
 from nscmerge.switch import Switch, attach_switch, by_update
+from nscmerge.whole import on_model
 
 BASE, EXPERT, JUDGE = "base", "expert", "judge"
 
@@ -65,7 +66,7 @@ class ScaleSearch(LightningModule):
 
     def __init__(
         self,
-        base_model: str | nn.Module,
+        base_model: BaseModel,
         experts: Mapping[str, str | Path | Adapter],
         methods: dict[str, ClosedForm],
         criteria: dict[str, Criterion],
@@ -116,6 +117,9 @@ class ScaleSearch(LightningModule):
         """
         if trainer.world_size > 1:
             raise ConfigError(f"a search runs in one process, got {trainer.world_size}; set trainer.devices to 1.")
+        inputs = {task: adapter_identity(expert) for task, expert in self.experts.items()}
+        if any(expert.saved for expert in self.experts.values()):
+            self.configure_model()  # whole tensors have a delta only beside the base
         self.updates = {name: spec.merge(self.experts) for name, spec in self.methods.items()}
         self.growth = {name: growth(update, self.experts) for name, update in self.updates.items()}
         data.prepare_data()
@@ -128,7 +132,7 @@ class ScaleSearch(LightningModule):
         base, dtype, expected = self._source
         self.origin = {
             "base": base_identity(base, dtype, expected),
-            "inputs": {task: adapter_identity(expert) for task, expert in self.experts.items()},
+            "inputs": inputs,
             "criteria": {n: criterion_identity(c, self.samples[n]) for n, c in self.criteria.items()},
             **({"data": note} if (note := getattr(data, "note", None)) else {}),
         }
@@ -155,6 +159,7 @@ class ScaleSearch(LightningModule):
         if hasattr(self, "model"):
             return
         model = load_base_model(*self._source)
+        self.experts = on_model(model, self.experts)
         for criterion in self.criteria.values():
             criterion.prepare(model, self.experts)
         self.model = model

@@ -32,8 +32,8 @@ def growth(update: Update, experts: Mapping[str, Adapter]) -> float:
     NaN where all experts are zero.
     """
     if update.per_task:
-        merged = fmean(norm({**update.layers, **own}) for own in update.per_task.values())
+        merged = fmean(norm({**update.layers, **update.dense, **own}) for own in update.per_task.values())
     else:
-        merged = norm(update.layers)
-    reference = fmean(norm(expert.layers) for expert in experts.values())
+        merged = norm({**update.layers, **update.dense})
+    reference = fmean(norm({**expert.layers, **expert.dense}) for expert in experts.values())
     return merged / reference if reference else math.nan
