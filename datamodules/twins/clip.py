@@ -7,47 +7,55 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.clip import CLIP_TASKS
-from datamodules.twins.pictures import COLOURS, draw, pick, png
+from datamodules.twins.pictures import COLOURS, draw, pick, png, turns
 from datamodules.twins.vlm import write_note
 from nscmerge.errors import ConfigError
 
 NOTE = "stand-in: drawings in one of four colours for four of the classes, not the published data"
 
 
-def write_clip(folder: str | Path, rows: int = 20, tasks: Sequence[str] | None = None) -> Path:
-    """Write image sets, one folder each: parquet with the published columns, folders of images, save_to_disk.
+def write_clip(
+    folder: str | Path,
+    rows: int = 20,
+    train_rows: int | None = None,
+    seed: int = 0,
+    tasks: Sequence[str] | None = None,
+) -> dict[str, Path]:
+    """Write image sets, each in a folder of its key: parquet with the published columns, image folders, save_to_disk.
 
     A colour is a class, so that a tiny model can learn them; only four classes of each set occur.
 
     Args:
-        folder: Where to; made if it is not there.
-        rows: Images of the test split; train has twice as many, a tenth of which become our validation.
+        folder: Where to.
+        rows: Images of the test split.
+        train_rows: Images for training, a tenth of which become our validation; None takes twice ``rows``.
+        seed: Of the order of what is drawn.
         tasks: Keys of :data:`datamodules.clip.CLIP_TASKS`; None writes all.
 
     Returns:
-        The folder, with the data of each task in a folder of its key.
+        ``{task: the folder for the data module's source}``.
 
     Raises:
         ConfigError: A task is unknown.
     """
-    folder = Path(folder)
-    for task in tasks if tasks is not None else CLIP_TASKS:
-        if task not in CLIP_TASKS:
-            raise ConfigError(f"no image data set '{task}'; known: {', '.join(CLIP_TASKS)}.")
-        (folder / task).mkdir(parents=True, exist_ok=True)
-        scored = CLIP_TASKS[task].scored[0]
-        for split, count, start in (("train", 2 * rows, 0), (scored, rows, 1)):
-            _write(folder / task, task, split, [_row(task, i, i + start) for i in range(count)])
-        write_note(folder / task, NOTE)
-    return folder
+    root, chosen = Path(folder), list(CLIP_TASKS) if tasks is None else list(tasks)
+    if unknown := [task for task in chosen if task not in CLIP_TASKS]:
+        raise ConfigError(f"no image data set {', '.join(map(repr, unknown))}; known: {', '.join(CLIP_TASKS)}.")
+    for task in chosen:
+        (root / task).mkdir(parents=True, exist_ok=True)
+        for split, size in (("train", train_rows or 2 * rows), (CLIP_TASKS[task].scored[0], rows)):
+            order = turns(size, "clip", split, seed)
+            _write(root / task, task, split, [_row(task, i, turn) for i, turn in enumerate(order)])
+        write_note(root / task, NOTE)
+    return {task: root / task for task in chosen}
 
 
 def _row(task: str, index: int, turn: int) -> tuple[Any, int]:
     """Return a picture and its label; all labels that occur are spread over the classes."""
     classes = CLIP_TASKS[task].classes
     used = sorted({0, classes // 3, 2 * classes // 3, classes - 1})
-    label = used[turn % len(used)]
-    return draw(pick(COLOURS, turn % len(used)), index=index, grey=index == 1 and task in ("mnist", "kmnist")), label
+    kind = turn % len(used)
+    return draw(pick(COLOURS, kind), index=index, grey=index == 1 and task in ("mnist", "kmnist")), used[kind]
 
 
 def _write(folder: Path, task: str, split: str, rows: list[tuple[Any, int]]) -> None:

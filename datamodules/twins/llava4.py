@@ -8,35 +8,37 @@ from typing import Any
 
 from datamodules.llava4 import NAMES
 from datamodules.llava4_records import CAPTIONS, TASKS, TRAIN
-from datamodules.twins.pictures import COLOURS, SHAPES, draw, pick
+from datamodules.twins.pictures import COLOURS, SHAPES, draw, pick, turns
 from datamodules.twins.vlm import NOTE, describe, write_note
 from datamodules.vlm_prompts import letter
 
 
-def write_llava4(folder: str | Path, rows: int = 20) -> Path:
-    """Write the four tasks, one folder each: ``train.json``, the evaluation file, the pictures.
+def write_llava4(folder: str | Path, rows: int = 20, train_rows: int | None = None, seed: int = 0) -> dict[str, Path]:
+    """Write the four tasks, each in a folder of its key: ``train.json``, the evaluation file, the pictures.
 
     Args:
-        folder: Where to; made if it is not there.
-        rows: Records of an evaluation file; training has twice as many, a tenth of which become our validation.
+        folder: Where to.
+        rows: Records of the evaluation files.
+        train_rows: Records for training, a tenth of which become our validation; None takes twice ``rows``.
+        seed: Of the order of what is drawn.
 
     Returns:
-        The folder, with the data of each task in a folder of its key.
+        ``{task: the folder for the data module's source}``.
     """
-    folder = Path(folder)
+    root = Path(folder)
     for task, known in TASKS.items():
-        own = folder / task
+        own = root / task
         (own / "images").mkdir(parents=True, exist_ok=True)
-        _write(own / TRAIN, [_record(own, task, i, "train") for i in range(2 * rows)])
-        _write(own / known.test, [_record(own, task, i, "test") for i in range(rows)])
-        if task == "vizwiz_caption":
-            _write(own / CAPTIONS, _references(rows))
+        for split, file, size in (("train", TRAIN, train_rows or 2 * rows), ("test", known.test, rows)):
+            contents = [(pick(COLOURS, t), pick(SHAPES, t // 2)) for t in turns(size, "llava4", split, seed)]
+            _write(own / file, [_record(own, task, split, i, *content) for i, content in enumerate(contents)])
+            if task == "vizwiz_caption" and split == "test":
+                _write(own / CAPTIONS, _references(contents))
         write_note(own, NOTE)
-    return folder
+    return {task: root / task for task in TASKS}
 
 
-def _record(folder: Path, task: str, index: int, split: str) -> dict[str, Any]:
-    colour, shape = _content(index, split)
+def _record(folder: Path, task: str, split: str, index: int, colour: str, shape: str) -> dict[str, Any]:
     path = f"images/{split}_{index}.png"
     draw(colour, shape, 1, index, grey=split == "test" and index == 1).save(folder / path)
     text, answer = _asked(task, colour, shape)
@@ -48,11 +50,6 @@ def _record(folder: Path, task: str, index: int, split: str) -> dict[str, Any]:
         ]
         record["conversations"] = turns
     return record
-
-
-def _content(index: int, split: str) -> tuple[str, str]:
-    start = 2 if split == "test" else 0
-    return pick(COLOURS, index + start), pick(SHAPES, index // 2 + start)
 
 
 def _asked(task: str, colour: str, shape: str) -> tuple[str, str]:
@@ -68,11 +65,11 @@ def _asked(task: str, colour: str, shape: str) -> tuple[str, str]:
     return "What color is the ground? Answer with a word.", colour
 
 
-def _references(rows: int) -> dict[str, Any]:
+def _references(contents: list[tuple[str, str]]) -> dict[str, Any]:
     """Captions in the layout of COCO, pictures counted from 1."""
-    captions = [(i + 1, text) for i in range(rows) for text in describe(*_content(i, "test"))]
+    captions = [(i, text) for i, content in enumerate(contents, 1) for text in describe(*content)]
     return {
-        "images": [{"id": i + 1, "file_name": f"test_{i}.png"} for i in range(rows)],
+        "images": [{"id": i, "file_name": f"test_{i - 1}.png"} for i in range(1, len(contents) + 1)],
         "annotations": [{"id": n, "image_id": image, "caption": text} for n, (image, text) in enumerate(captions)],
     }
 

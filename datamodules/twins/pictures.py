@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import random
 from typing import Any
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 170, 60), "blue": (40, 70, 220), "yellow": (240, 210, 40)}
@@ -45,6 +46,13 @@ def png(image: Any) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def turns(size: int, *key: object) -> list[int]:
+    """Return 0 to ``size`` less one in an order that the key alone decides."""
+    order = list(range(size))
+    random.Random(" ".join(map(str, key))).shuffle(order)
+    return order
 
 
 def pick(names: Any, index: int) -> str:

@@ -4,37 +4,63 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from datamodules.sources.local import STAND_IN
-from datamodules.twins.pictures import COLOURS, SHAPES, draw, pick, png
+from datamodules.twins.pictures import COLOURS, SHAPES, draw, pick, png, turns
 
 NOTE = "stand-in: drawings of coloured shapes and questions about them, not the published data"
 Row = dict[str, Any]
 
 
-def write_vlm(folder: str | Path, rows: int = 20) -> Path:
-    """Write the six data sets, one folder each: parquet, jsonl with image files, and what save_to_disk writes.
+@dataclass(frozen=True)
+class Drawing:
+    """What one picture shows: its number in its split, colour of the ground, shape on it, how many bars a chart has."""
 
-    Every answer can be seen in the drawing. One picture of each split has a single channel, none is a square.
+    number: int
+    colour: str
+    shape: str
+    bars: int
+
+    def png(self, shapes: int = 1) -> bytes:
+        """Return it as a file; the first of a split has a single channel."""
+        return png(draw(self.colour, self.shape, shapes, self.number, grey=self.number == 0))
+
+
+Make = Callable[[str, Iterator[Drawing]], Iterator[Row]]
+
+
+def write_vlm(folder: str | Path, rows: int = 20, train_rows: int | None = None, seed: int = 0) -> dict[str, Path]:
+    """Write the six data sets, each in a folder of its key: parquet, jsonl with image files, what save_to_disk writes.
+
+    Every answer can be seen in the drawing. The first picture of each split has a single channel, none is a square.
 
     Args:
-        folder: Where to; made if it is not there.
-        rows: Pictures per published split. A fifth of the validation pictures of VizWiz, IconQA and DocVQA become our
-            validation, so 20 give 4.
+        folder: Where to.
+        rows: Pictures of every published split, 10 or more; of the validation pictures of VizWiz, IconQA and DocVQA a
+            fifth become our validation, so 20 give 4.
+        train_rows: Pictures of the training splits; None takes ``rows``.
+        seed: Of the order of what is drawn.
 
     Returns:
-        The folder, with the data of each task in a folder of its key.
+        ``{task: the folder for the data module's source}``.
     """
-    folder = Path(folder)
-    _parquet(folder / "vizwiz", {s: _vizwiz(s, rows) for s in ("train", "validation")})
-    _saved(folder / "iconqa", {s: _iconqa(s, rows) for s in ("train", "val")})
-    _parquet(folder / "chartqa", {s: _chartqa(s, rows) for s in ("train", "val", "test")})
-    _jsonl(folder / "docvqa", {s: _docvqa(s, rows) for s in ("train", "validation")})
-    _parquet(folder / "coco", {s: _coco(s, rows) for s in ("train", "validation", "test")})
-    _saved(folder / "flickr30k", {"test": [row for s in ("train", "val", "test") for row in _flickr(s, rows)]})
-    return folder
+    root = Path(folder)
+    size = {"train": train_rows or rows}
+
+    def splits(make: Make, *names: str) -> dict[str, list[Row]]:
+        return {name: list(make(name, _pictures(name, size.get(name, rows), seed))) for name in names}
+
+    _parquet(root / "vizwiz", splits(_vizwiz, "train", "validation"))
+    _saved(root / "iconqa", splits(_iconqa, "train", "val"))
+    _parquet(root / "chartqa", splits(_chartqa, "train", "val", "test"))
+    _jsonl(root / "docvqa", splits(_docvqa, "train", "validation"))
+    _parquet(root / "coco", splits(_coco, "train", "validation", "test"))
+    flickr = splits(_flickr, "train", "val", "test")
+    _saved(root / "flickr30k", {"test": [row for rows in flickr.values() for row in rows]})
+    return {task: root / task for task in ("vizwiz", "iconqa", "chartqa", "docvqa", "coco", "flickr30k")}
 
 
 def write_note(folder: Path, note: str) -> None:
@@ -42,52 +68,59 @@ def write_note(folder: Path, note: str) -> None:
     (folder / STAND_IN).write_text(note + "\n", "utf-8")
 
 
-def _pictures(split: str, rows: int, number: Callable[[int], int] = lambda i: 1) -> Iterator[tuple[int, str, str, Any]]:
-    """Yield (number, colour, shape, picture); splits begin at different places, so that they differ."""
-    start = {"train": 0, "validation": 1, "val": 1, "test": 2}[split]
-    for i in range(rows):
-        colour, shape = pick(COLOURS, i + start), pick(SHAPES, i // 2 + start)
-        yield i, colour, shape, draw(colour, shape, number(i), i + start, grey=i == rows - 1)
+def _pictures(split: str, rows: int, seed: int) -> Iterator[Drawing]:
+    for i, turn in enumerate(turns(rows, "vlm", split, seed)):
+        yield Drawing(i, pick(COLOURS, turn), pick(SHAPES, turn // 2), i % 4 + 1)
 
 
-def _vizwiz(split: str, rows: int) -> Iterator[Row]:
-    for i, colour, shape, image in _pictures(split, rows):
-        question, answer = [("what color is this?", colour), ("what shape is this?", shape)][i % 2]
+def _vizwiz(split: str, drawn: Iterator[Drawing]) -> Iterator[Row]:
+    for it in drawn:
+        question, answer = [("what color is this?", it.colour), ("what shape is this?", it.shape)][it.number % 2]
         # ten annotators, not all of one mind; the first is the one that training learns
         answers = [answer] * 7 + ["unanswerable"] * 2 + [f"a {answer}"]
-        yield {"image": png(image), "question": question, "answers": answers, "filename": f"VizWiz_{split}_{i:08d}.png"}
+        yield {
+            "image": it.png(),
+            "question": question,
+            "answers": answers,
+            "filename": f"VizWiz_{split}_{it.number:08d}.png",
+        }
 
 
-def _iconqa(split: str, rows: int) -> Iterator[Row]:
-    for _, colour, _, image in _pictures(split, rows):
-        yield {"image": png(image), "question": "What color is the ground?", "answer": colour}
+def _iconqa(split: str, drawn: Iterator[Drawing]) -> Iterator[Row]:
+    for it in drawn:
+        yield {"image": it.png(), "question": "What color is the ground?", "answer": it.colour}
 
 
-def _chartqa(split: str, rows: int) -> Iterator[Row]:
-    for i, colour, _, image in _pictures(split, rows, lambda i: i % 4 + 1):
-        query, label = [("How many bars are there?", str(i % 4 + 1)), ("What is the color?", colour)][i % 2]
-        yield {"image": png(image), "query": query, "label": [label], "human_or_machine": i % 2}
+def _chartqa(split: str, drawn: Iterator[Drawing]) -> Iterator[Row]:
+    for it in drawn:
+        query, label = [("How many bars are there?", str(it.bars)), ("What is the color?", it.colour)][it.number % 2]
+        yield {"image": it.png(it.bars), "query": query, "label": [label], "human_or_machine": it.number % 2}
 
 
-def _docvqa(split: str, rows: int) -> Iterator[Row]:
-    for i, colour, _, image in _pictures(split, rows):
-        answers = [colour, colour.capitalize()]
-        yield {"image": png(image), "question": "What is the color of the page?", "answers": answers, "question_id": i}
+def _docvqa(split: str, drawn: Iterator[Drawing]) -> Iterator[Row]:
+    for it in drawn:
+        answers = [it.colour, it.colour.capitalize()]
+        yield {
+            "image": it.png(),
+            "question": "What is the color of the page?",
+            "answers": answers,
+            "question_id": it.number,
+        }
 
 
-def _coco(split: str, rows: int) -> Iterator[Row]:
-    for i, colour, shape, image in _pictures(split, rows):
-        for n, text in enumerate(describe(colour, shape)):
-            sentence = {"raw": text, "tokens": text.split(), "imgid": i, "sentid": 5 * i + n}
-            yield {"image": png(image), "imgid": i, "cocoid": 1000 + i, "sentences": sentence}
+def _coco(split: str, drawn: Iterator[Drawing]) -> Iterator[Row]:
+    for it in drawn:
+        for n, text in enumerate(describe(it.colour, it.shape)):
+            sentence = {"raw": text, "tokens": text.split(), "imgid": it.number, "sentid": 5 * it.number + n}
+            yield {"image": it.png(), "imgid": it.number, "cocoid": 1000 + it.number, "sentences": sentence}
 
 
-def _flickr(split: str, rows: int) -> Iterator[Row]:
-    for i, colour, shape, image in _pictures(split, rows):
-        name = f"{split}{i}"
-        texts = describe(colour, shape)
+def _flickr(split: str, drawn: Iterator[Drawing]) -> Iterator[Row]:
+    for it in drawn:
+        name = f"{split}{it.number}"
+        texts = describe(it.colour, it.shape)
         ids = {"sentids": [str(n) for n in range(len(texts))], "img_id": name, "filename": f"{name}.png"}
-        yield {"image": png(image), "caption": texts, "split": split, **ids}
+        yield {"image": it.png(), "caption": texts, "split": split, **ids}
 
 
 def describe(colour: str, shape: str) -> list[str]:
@@ -101,28 +134,28 @@ def describe(colour: str, shape: str) -> list[str]:
     ]
 
 
-def _dataset(rows: Iterator[Row] | list[Row]) -> Any:
+def _dataset(rows: list[Row]) -> Any:
     from datasets import Dataset, Image
 
     data = Dataset.from_list([{**row, "image": {"bytes": row["image"], "path": None}} for row in rows])
     return data.cast_column("image", Image())
 
 
-def _parquet(folder: Path, splits: dict[str, Iterator[Row]]) -> None:
+def _parquet(folder: Path, splits: dict[str, list[Row]]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for split, rows in splits.items():
         _dataset(rows).to_parquet(str(folder / f"{split}.parquet"))
     write_note(folder, NOTE)
 
 
-def _saved(folder: Path, splits: dict[str, Any]) -> None:
+def _saved(folder: Path, splits: dict[str, list[Row]]) -> None:
     from datasets import DatasetDict
 
     DatasetDict({split: _dataset(rows) for split, rows in splits.items()}).save_to_disk(str(folder))
     write_note(folder, NOTE)
 
 
-def _jsonl(folder: Path, splits: dict[str, Iterator[Row]]) -> None:
+def _jsonl(folder: Path, splits: dict[str, list[Row]]) -> None:
     """Lines of JSON beside image files, with paths relative to the folder."""
     (folder / "images").mkdir(parents=True, exist_ok=True)
     for split, rows in splits.items():

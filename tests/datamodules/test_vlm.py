@@ -34,7 +34,7 @@ def folders(tmp_path_factory):
     disable_progress_bars()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("datasets.config.HF_DATASETS_CACHE", root / "cache")
-        yield str(write_llava(root / "base")), write_vlm(root / "data")
+        yield str(write_llava(root / "base")), write_vlm(root / "data")["coco"].parent
 
 
 @pytest.fixture
