@@ -26,7 +26,7 @@ WRITERS: dict[str, tuple[Callable[..., Path], str, str]] = {
 }
 
 
-def write_twin(suite: Suite, output: Path, rows: int = 24, train_rows: int | None = None, seed: int = 0) -> list[str]:
+def write_twin(suite: Suite, output: Path, rows: int = 20, train_rows: int | None = None, seed: int = 0) -> list[str]:
     """Write ``base/``, a tiny random model with its tokenizer or processor, and ``data/TASK/`` for every task.
 
     Args:
@@ -59,7 +59,7 @@ def main(args: Sequence[str] | None = None) -> None:
     parser = ArgumentParser(prog="python -m datamodules.twins", description=str(write_twin.__doc__).partition("\n")[0])
     parser.add_argument("suite", type=Suite, help="suite of configs/experiments")
     parser.add_argument("--output", type=Path, required=True, help="folder to write; must not exist")
-    parser.add_argument("--rows", type=int, default=24, help="rows of every split, 10 or more")
+    parser.add_argument("--rows", type=int, default=20, help="rows of every split, 10 or more")
     parser.add_argument(
         "--train-rows", type=int, default=None, help="rows of the training splits; default: as the others"
     )
