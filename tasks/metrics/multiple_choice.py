@@ -101,17 +101,22 @@ class ImageNetNamingAccuracy(AnswerMetric):
 
 
 class ScienceQAAccuracy(AnswerMetric):
-    """Mean of :func:`scienceqa_accuracy` over many batches and processes; targets are one letter each, ``["B"]``.
+    """Mean of :func:`scienceqa_accuracy` over many batches and processes; targets name the right choice, ``["B"]``.
 
-    The number of choices is not needed: a letter beyond them is never the right one.
+    A target may be written in any way that a prediction may. The number of choices is not needed: a letter beyond them
+    is never the right one.
     """
 
     def score(self, prediction: str, target: Sequence[str]) -> float:
-        """Return :func:`scienceqa_accuracy` of one text.
+        """Return :func:`scienceqa_accuracy` of one text and the first of its answers.
 
         Raises:
-            DataError: The target is no letter from A to E.
+            DataError: The target names no choice from A to E.
         """
-        if len(target[0]) != 1 or target[0] not in LETTERS:
-            raise DataError(f"the answer {target[0]!r} is no letter from {LETTERS[0]} to {LETTERS[-1]} (ScienceQA).")
-        return scienceqa_accuracy(prediction, LETTERS.index(target[0]))
+        right = scienceqa_choice(target[0])
+        if right < 0:
+            raise DataError(
+                f"the answer {target[0]!r} of a ScienceQA sample names no choice; expected a letter from {LETTERS[0]} "
+                f"to {LETTERS[-1]}. Check the records that the data module read."
+            )
+        return scienceqa_accuracy(prediction, right)

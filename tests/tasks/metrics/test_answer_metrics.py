@@ -150,8 +150,9 @@ def test_scienceqa_reads_no_letter_beyond_the_choices():
     )
     with pytest.raises(ConfigError, match="6 choices; ScienceQA has 1 to 5"):
         scienceqa_choice("A", 6)
-    with pytest.raises(DataError, match="'blue' is no letter from A to E"):
+    with pytest.raises(DataError, match="'blue' of a ScienceQA sample names no choice; expected a letter"):
         ScienceQAAccuracy().update(["A"], [["blue"]])
+    assert float(in_batches(ScienceQAAccuracy(), ["B", "A"], [["B. blue"], ["The answer is B."]])) == 0.5
 
 
 def test_exact_match_takes_any_accepted_answer_and_strips_nothing():
