@@ -13,6 +13,7 @@ from torch import Tensor
 
 from nscmerge.errors import AdapterError
 from nscmerge.folders import sha256_file
+from nscmerge.layer_names import canonical, same_layer
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -38,8 +39,8 @@ def find_weights(folder: Path, who: str) -> list[Path]:
         return indexed_files(folder / INDEX, who)
     if (folder / "adapter_model.bin").is_file():
         raise AdapterError(
-            f"{who}: adapter_model.bin is a pickle, which can run code when opened, and is not read. Convert it where "
-            "you trust it: PeftModel.from_pretrained(...).save_pretrained(..., safe_serialization=True).",
+            f"{who}: adapter_model.bin is a pickle, which can run code when opened, and is not read here. Rewrite it: "
+            "nscmerge convert FOLDER --output NEW, which opens it as tensors only.",
             "pickle-only",
         )
     raise AdapterError(
@@ -118,6 +119,8 @@ def hash_weights(files: Sequence[Path]) -> str:
 def read_base(source: Path, names: Sequence[str]) -> dict[str, Tensor]:
     """Return those of the named tensors that a base model's safetensors file or folder has; the rest is not read.
 
+    A name that is not there counts as the one that spells it in another way (:mod:`nscmerge.layer_names`).
+
     Raises:
         AdapterError: No safetensors file there, or a damaged one.
     """
@@ -128,7 +131,11 @@ def read_base(source: Path, names: Sequence[str]) -> dict[str, Tensor]:
     for path in files:
         try:
             with safe_open(path, framework="pt") as file:
-                tensors |= {name: file.get_tensor(name) for name in sorted(set(names) & set(file.keys()))}
+                there = same_layer(file.keys())
+                for name in names:
+                    spelled = there.get(canonical(name), [])
+                    if name in spelled or (len(spelled) == 1 and name not in tensors):
+                        tensors[name] = file.get_tensor(name if name in spelled else spelled[0])
         except (SafetensorError, OSError) as error:
             raise AdapterError(f"base {path}: cannot be read ({error}). Copy it again.") from error
     return tensors

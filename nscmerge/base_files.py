@@ -13,6 +13,7 @@ from nscmerge.adapter_files import indexed_files
 from nscmerge.adapters import local_folder
 from nscmerge.base_model import resolve_source
 from nscmerge.errors import AdapterError
+from nscmerge.layer_names import canonical
 from nscmerge.naming import nearest
 from nscmerge.tensor_files import DTYPES, opened
 
@@ -105,7 +106,8 @@ def find_tensor(name: str, tensors: Iterable[str], owner: str) -> str:
     """Return the checkpoint's name of a tensor: the same, or the only one that differs by leading parts alone.
 
     Args:
-        name: Tensor name as the adapter has it, such as ``model.layers.0.self_attn.q_proj.weight``.
+        name: Tensor name as the adapter has it, such as ``model.layers.0.self_attn.q_proj.weight``; spelled as any
+            wrapping of the model would (:mod:`nscmerge.layer_names`).
         tensors: Names in the checkpoint.
         owner: What the name belongs to, for messages.
 
@@ -114,6 +116,9 @@ def find_tensor(name: str, tensors: Iterable[str], owner: str) -> str:
     """
     tensors = list(tensors)
     found = [name] if name in tensors else [t for t in tensors if same_place(name, t)]
+    if not found:
+        form = canonical(name)
+        found = [tensor for tensor in tensors if canonical(tensor) == form]
     if len(found) == 1:
         return found[0]
     if found:

@@ -27,6 +27,7 @@ COMMANDS = {
     "search": Command(
         "nscmerge.commands.search", "choose the scale of closed-form merges: by validation loss or label-free"
     ),
+    "convert": Command("nscmerge.commands.convert", "rewrite a published adapter in another layout as a PEFT folder"),
     "methods": Command("nscmerge.commands.methods", "the table of closed-form methods with options and sources"),
     "report": Command("nscmerge.commands.report", "plots and tables from merge, scores and run folders"),
 }

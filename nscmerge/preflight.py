@@ -8,6 +8,7 @@ from itertools import chain, pairwise
 from pathlib import Path
 
 from nscmerge.adapters import Adapter, load_adapter
+from nscmerge.aligned import aligned
 from nscmerge.errors import AdapterError, ShapeError
 from nscmerge.factors import check_same_layer
 from nscmerge.peft_format import check_tensor
@@ -21,6 +22,8 @@ def preflight(
 ) -> dict[str, Adapter]:
     """Return the adapters by task name, in the given order, read from disk where paths are given, and checked.
 
+    Layers that adapters spell differently, as the base model was wrapped differently, get the first one's name.
+
     Args:
         adapters: Adapter objects, folders or hub ids. A mapping's keys are the names; in a sequence, adapters made in
             memory without a name are called ``adapter_0``, ``adapter_1``, ... by position.
@@ -31,7 +34,7 @@ def preflight(
             that is an embedding here and linear there, NaN or Inf; or an adapter cannot be read.
         ShapeError: A layer's or tensor's shape differs between adapters.
     """
-    experts = _named(adapters)
+    experts = aligned(_named(adapters))
     _check_bases(experts, base_model)
     _check_overlap(experts)
     for layer in sorted({layer for e in experts.values() for layer in e.layers}):

@@ -103,7 +103,10 @@ class Task(nn.Module, ABC):
                 f"expert '{owner}' has no head.safetensors, which {type(self).__name__} needs. "
                 "Write experts with 'nscmerge fit' and tasks.finetune.FineTune."
             )
-        if got != expected:
+        if len(got) == 1 and list(got.values()) == list(expected.values()):
+            # PEFT's name of a head of one matrix ('score.weight') is that of the class that it was trained in.
+            head = dict(zip(expected, head.values(), strict=True))
+        elif got != expected:
             raise AdapterError(
                 f"the head of '{owner}' has {got}; {type(self).__name__} expects {expected}. "
                 "Name the task that the expert was trained with, with the same arguments."

@@ -32,7 +32,7 @@ KINDS: dict[str, Kind] = {
     "config-value": Kind("error", "Correct adapter_config.json, or save the adapter again with PEFT."),
     "weights-missing": Kind("error", _COPY),
     "weights-damaged": Kind("error", _COPY),
-    "pickle-only": Kind("error", "Save it with PEFT as safetensors, where you trust the pickle."),
+    "pickle-only": Kind("error", "Rewrite it with 'nscmerge convert', which opens the pickle as tensors only."),
     "index-damaged": Kind("error", _COPY),
     "shard-missing": Kind("error", _COPY),
     "double-key": Kind("error", _SAVE),
