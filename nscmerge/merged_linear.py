@@ -15,8 +15,10 @@ from nscmerge.factors import LowRank
 from nscmerge.layer_names import ModelNames
 from nscmerge.merged_product import merged_product
 from nscmerge.merged_whole import MergedWhole
+from nscmerge.quantized import factor_like
 from nscmerge.surgery import linear_layers, replace_module
 from nscmerge.whole import WholeLinear
+from nscmerge.whole_pass import tie, whole_pass
 
 
 class _AllCaptured(Exception):
@@ -42,7 +44,7 @@ class MergedLinear(nn.Module):
     def __init__(self, base: nn.Linear, experts: Sequence[LowRank | None], coefficients: Callable[[], Tensor]) -> None:
         super().__init__()
         present = [(k, e) for k, e in enumerate(experts) if e is not None]
-        like = base.weight
+        like = factor_like(base)
         self.base = base
         self.A = _frozen(torch.cat([e.A.to(like) for _, e in present]))  # (R, d_in)
         # Scaled in fp32, rounded once to the base's dtype.
@@ -61,12 +63,13 @@ class MergedLinear(nn.Module):
         if self.on_input is not None:
             self.on_input(z)
         # Coefficients are fp32; cast once, at the product.
-        c = self.coefficients()[self.task].to(z.dtype)
+        # The device is another one where a base is split over several.
+        c = self.coefficients().to(z.device)[self.task].to(z.dtype)
         if type(self.base) is nn.Linear and z.dtype == self.A.dtype and not torch.is_autocast_enabled(z.device.type):
             return merged_product(z, c, self.base.weight, self.base.bias, self.A, self.B)
         # Quantised bases multiply in their own way, and autocast has its say about every product.
         out: Tensor = self.base(z)
-        return out + nn.functional.linear(c * nn.functional.linear(z, self.A), self.B)
+        return out + nn.functional.linear(c * nn.functional.linear(z, self.A.to(z.dtype)), self.B.to(z.dtype))
 
 
 class MergedModel:
@@ -91,6 +94,11 @@ class MergedModel:
         self.model, self.layers, self._paths = model, layers, paths
         self.whole = whole or {}
         self._coefficients = coefficients
+        #: Strategies change these: whether :meth:`capture` may cut a pass short, whether processes share the weights
+        #: and must run equally many passes, and where to bring what is read.
+        self.truncated: bool = True
+        self.together: bool = False
+        self.home: torch.device | None = None
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -99,6 +107,8 @@ class MergedModel:
 
     def capture(self, inputs: Mapping[str, Tensor], targets: Sequence[str]) -> dict[str, Tensor]:
         """Return ``{target: its input z (N, ..., d_in)}`` of one forward pass, stopped once all are there.
+
+        Under a strategy that cannot stop a pass it runs to its end, and the inputs carry the gradient all the same.
 
         Args:
             inputs: Keyword arguments of the model, batch first.
@@ -112,19 +122,25 @@ class MergedModel:
         def record(name: str, z: Tensor) -> None:
             if name in captured:
                 raise TargetError(f"target layer '{name}' runs more than once per forward pass; leave it out.")
-            captured[name] = z
-            if len(captured) == len(targets):
+            captured[name] = z if self.home is None else z.to(self.home)
+            if self.truncated and len(captured) == len(targets):
                 raise _AllCaptured
 
         for name in targets:
             self.layers[name].on_input = partial(record, name)
         try:
-            self.model(**inputs)
+            if self.truncated:
+                self.model(**inputs)
+            else:
+                end = whole_pass(self.model, inputs)
+                captured = {name: tie(z, end) for name, z in captured.items()}
         except _AllCaptured:
             return captured
         finally:
             for name in targets:
                 self.layers[name].on_input = None
+        if len(captured) == len(targets):
+            return captured
         missing = sorted(set(targets) - captured.keys())
         raise TargetError(f"the model's forward pass never ran target layers {missing}; choose targets that it uses.")
 

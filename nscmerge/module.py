@@ -21,6 +21,7 @@ from nscmerge.accumulation import sum_one_by_one
 from nscmerge.adapters import Adapter
 from nscmerge.base_model import BaseModel, load_base_model, resolve_source
 from nscmerge.batching import TaskKey, fuse, tasks_of
+from nscmerge.checkpointing import checkpoint_blocks
 from nscmerge.coefficients import Coefficients
 from nscmerge.errors import ConfigError
 from nscmerge.folders import check_absent
@@ -29,7 +30,9 @@ from nscmerge.merged_linear import MergedModel, attach
 from nscmerge.monitor import CoefficientMonitor
 from nscmerge.objectives import NSC, Objective
 from nscmerge.preflight import preflight
+from nscmerge.pretrained import Pretrained
 from nscmerge.provenance import learned_recipe
+from nscmerge.strategies import check_strategy
 from nscmerge.update import Update
 from nscmerge.whole import ProjectorCoefficients, WholeLinear, on_model, whole_linears
 
@@ -116,6 +119,8 @@ class MergeModule(lightning.LightningModule):
         if self.merged is not None:
             return
         model = load_base_model(*self._source)
+        if isinstance(self._source[0], Pretrained) and self._source[0].checkpointing:
+            checkpoint_blocks(model)
         self.experts = on_model(model, self.experts)
         layers = {task: adapter.layers for task, adapter in self.experts.items()}
         self.objective.prepare(model, layers)
@@ -147,11 +152,12 @@ class MergeModule(lightning.LightningModule):
         return self
 
     def setup(self, stage: str) -> None:
-        """Check that every expert has inputs, before the base model is loaded.
+        """Check the strategy, and that every expert has inputs, before the base model is loaded.
 
         Raises:
-            ConfigError: The data module has other tasks.
+            ConfigError: The data module has other tasks, or the trainer's strategy cannot learn a merge.
         """
+        check_strategy(self.trainer.strategy)
         named = getattr(getattr(self.trainer, "datamodule", None), "task_names", None)
         if named is not None and set(named) != set(self.tasks):
             raise ConfigError(

@@ -101,6 +101,10 @@ class AnchoredNSC(NSC):
         gaps, samples, _ = self._sums[task]
         return gaps / samples
 
+    def runs_alike(self) -> bool:
+        """False: experts are measured on samples that a process has not met before."""
+        return False
+
     def finished(self) -> str | None:
         """Return why the fit should end now: every task that can be moved is where its expert is."""
         if self.stop is None or not (movable := self._movable()):

@@ -54,6 +54,10 @@ class Objective(KeepsPrecision):
     def report(self, merged: MergedModel, group: Group) -> dict[str, Tensor]:
         """Return ``{task: scalar}`` as it is reported in validation: no gradient, no floor."""
 
+    def runs_alike(self) -> bool:
+        """Return whether the passes of a step depend on the batch's shape alone, so that processes stay in step."""
+        return True
+
     def finished(self) -> str | None:
         """Return why the fit should end after this step, for the log; None to go on, as most objectives always do."""
         return None

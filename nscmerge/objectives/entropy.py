@@ -124,6 +124,10 @@ class Entropy(Objective):
         for name, expert in experts.items():
             _load_head(self.tasks[name], expert, name)
 
+    def runs_alike(self) -> bool:
+        """False where answers are followed to their end, which is where they say."""
+        return self.mode == "first_token" or "tokens" not in self._outputs.values()
+
     def prepare(self, model: nn.Module, experts: Mapping[str, Mapping[str, LowRank]]) -> None:
         """Find out which tokens end an answer, where answers are generated whole.
 

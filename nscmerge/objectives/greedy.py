@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from nscmerge.batching import MASK
 from nscmerge.errors import ConfigError
@@ -73,7 +73,9 @@ def greedy_logits(
 
 
 @torch.no_grad()
-def greedy_answer(model: nn.Module, inputs: Inputs, *, eos: Collection[int], most: int) -> list[int]:
+def greedy_answer(
+    model: nn.Module, inputs: Inputs, *, eos: Collection[int], most: int, together: bool = False
+) -> list[int]:
     """Return the tokens of a greedy answer, the one that ends it included, one at least.
 
     Runs with a cache where the model has one, so that every token is computed once.
@@ -83,6 +85,7 @@ def greedy_answer(model: nn.Module, inputs: Inputs, *, eos: Collection[int], mos
         inputs: Of one sample, batch size 1, without padding; ``decoder_input_ids`` among them for a decoder.
         eos: Tokens that end an answer.
         most: Tokens at most, 1 at least.
+        together: Go on, for nothing, until all processes have their answer: they share the model's weights.
 
     Raises:
         ConfigError: The model gives no logits.
@@ -91,13 +94,15 @@ def greedy_answer(model: nn.Module, inputs: Inputs, *, eos: Collection[int], mos
     options: dict[str, Any] = {"use_cache": True} if {"use_cache", "past_key_values"} <= known.keys() else {}
     if "logits_to_keep" in known:
         options["logits_to_keep"] = 1
-    key, given, answer = grows(inputs), dict(inputs), list[int]()
+    key, given, said, length = grows(inputs), dict(inputs), list[int](), 0
     while True:
         out = model(**given, **options)
-        answer.append(int(_last_logits(out, model).argmax()))
-        if answer[-1] in eos or len(answer) == most:
-            return answer
-        whole = append(inputs, answer)
+        said.append(int(_last_logits(out, model).argmax()))
+        if not length and (said[-1] in eos or len(said) == most):
+            length = len(said)
+        if _everyone(length > 0, together, out.logits.device):
+            return said[:length]
+        whole = append(inputs, said)
         cache = getattr(out, "past_key_values", None) if options.get("use_cache") else None
         if cache is None:
             given = whole
@@ -107,6 +112,15 @@ def greedy_answer(model: nn.Module, inputs: Inputs, *, eos: Collection[int], mos
         options["past_key_values"] = cache
         if key == DECODER_IDS:
             options["encoder_outputs"] = (out.encoder_last_hidden_state,)
+
+
+def _everyone(done: bool, together: bool, device: torch.device) -> bool:
+    """Return ``done``, of all processes where they go together."""
+    if not together:
+        return done
+    flag = torch.tensor(int(done), device=device)
+    distributed.all_reduce(flag, op=distributed.ReduceOp.MIN)
+    return bool(flag)
 
 
 def _last_logits(out: Any, model: nn.Module) -> Tensor:

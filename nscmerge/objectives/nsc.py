@@ -139,7 +139,7 @@ class NSC(Objective):
         of_part = self._shared_ratios if group.shared else self._own_ratios
         lengths = None
         if self.position != "first_token":
-            group, lengths = with_answers(merged.model, group, self._eos, self.max_new_tokens)
+            group, lengths = with_answers(merged.model, group, self._eos, self.max_new_tokens, together=merged.together)
         parts = []
         for rows, inputs in by_length(group, self.buckets):
             captured = merged.capture(start_decoder(merged.model, inputs), self.targets)

@@ -37,7 +37,7 @@ def step_weights(prompt: int, steps: int) -> Tensor:
 
 
 def with_answers(
-    model: nn.Module, group: Group, eos: Collection[int], most: int
+    model: nn.Module, group: Group, eos: Collection[int], most: int, *, together: bool = False
 ) -> tuple[Group, dict[str, list[tuple[int, int]]]]:
     """Return the group with every sample's greedy answer but its last token, padded on the right.
 
@@ -46,6 +46,7 @@ def with_answers(
         group: Fused prompts; they lose their own padding.
         eos: Tokens that end an answer.
         most: Tokens of an answer at most.
+        together: Processes share the model, and run as many passes as the longest of their answers asks for.
 
     Returns:
         The group, and ``{input name: (L, T) of every row}`` for the inputs that run along tokens: prompt tokens and
@@ -56,7 +57,7 @@ def with_answers(
     for row in range(len(next(iter(group.inputs.values())))):
         inputs = start_decoder(model, group.part(slice(row, row + 1)))
         key = grows(inputs)
-        answer = greedy_answer(model, inputs, eos=eos, most=most)
+        answer = greedy_answer(model, inputs, eos=eos, most=most, together=together)
         lengths.setdefault(key, []).append((inputs[key].shape[1], len(answer)))
         if key == DECODER_IDS and MASK in inputs:
             lengths.setdefault(MASK, []).append((inputs[MASK].shape[1], 1))
