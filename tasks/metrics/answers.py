@@ -115,9 +115,8 @@ class CorpusMetric(Metric):
 
     def sync(self, *args: object, **kwargs: object) -> None:
         """Gather the samples of all processes, of those too that saw none."""
-        if (
-            isinstance(self.samples, list) and not self.samples
-        ):  # torchmetrics would send floats where the others send bytes
+        # torchmetrics would send floats where the others send bytes.
+        if isinstance(self.samples, list) and not self.samples:
             self.samples.append(torch.zeros(0, dtype=torch.uint8, device=self.device))
         super().sync(*args, **kwargs)
 
