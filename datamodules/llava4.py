@@ -18,7 +18,7 @@ from datamodules.sources.local import stand_in_note
 from datamodules.tokenizer import load_pretrained
 from datamodules.vlm_encoding import VLMEncoder
 from datamodules.vlm_prompts import VICUNA, Modality
-from datamodules.vlm_samples import AnsweredPrompts, Picked, ScoredPrompts, check_modality
+from datamodules.vlm_samples import AnsweredPrompts, ScoredPrompts, check_modality
 from nscmerge.base_model import resolve_source
 from nscmerge.errors import ConfigError, DatasetNotFoundError
 
@@ -106,18 +106,13 @@ class LLaVA4DataModule(TaskDataModule):
 
     def dataset(self, split: Split) -> Dataset[Sample]:
         """Return prompts, with the list of accepted answers or references as ``target``."""
-        records, encoder = self._split(split), self._encoder_of(split)
-        return ScoredPrompts(
-            len(records), Reader(records, self.task, self._images), _Names(records), encoder, self.modality
-        )
+        return ScoredPrompts(self._samples(split), self._opened(split), self.modality)
 
     def supervised(self, split: Split) -> Dataset[Sample]:
         """Return prompts with an answer each, every caption of a picture as its own sample."""
-        records, encoder = self._split(split), self._encoder_of(split)
-        lessons = [(i, n) for i, record in enumerate(records) for n in range(len(record.answers))]
-        return AnsweredPrompts(
-            lessons, Reader(records, self.task, self._images), _Names(records), encoder, self.modality
-        )
+        samples = self._samples(split)
+        lessons = [(i, n) for i, record in enumerate(samples.records) for n in range(len(record.answers))]
+        return AnsweredPrompts(samples, lessons, self._opened(split), self.modality)
 
     def describe(self) -> dict[str, Any]:
         """Return what a record of results says of the data."""
@@ -125,15 +120,14 @@ class LLaVA4DataModule(TaskDataModule):
         note = stand_in_note(self._folder(self.source))
         return {**{name: getattr(self, name) for name in own}, **({"data": note} if note else {})}
 
-    @property
-    def _images(self) -> Path:
-        return self._folder(self.images or self.source)
-
     @staticmethod
     def _folder(source: str) -> Path:
         return Path(resolve_source(source)).expanduser()
 
-    def _encoder_of(self, split: Split) -> VLMEncoder:
+    def _samples(self, split: Split) -> Instructions:
+        return Instructions(self._split(split), self.task, self._folder(self.images or self.source))
+
+    def _opened(self, split: Split) -> VLMEncoder:
         if self._encoder is None:
             raise ConfigError(f"{type(self).__name__}: the '{split}' split is not open yet; call setup() first.")
         return self._encoder
@@ -152,11 +146,11 @@ class LLaVA4DataModule(TaskDataModule):
         return self._records[split]
 
 
-class Reader:
-    """Reads a sample by its index.
+class Instructions:
+    """Records as samples.
 
     Args:
-        records: The samples.
+        records: The records.
         task: Whose.
         images: Folder that the paths of pictures start from.
     """
@@ -164,17 +158,19 @@ class Reader:
     def __init__(self, records: list[Record], task: str, images: Path) -> None:
         self.records, self.task, self.images = records, task, images
 
-    def __call__(self, index: int, picture: bool) -> Picked:
-        """Return text, picture and answers."""
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def name(self, index: int) -> str:
+        """Return what messages call a sample."""
+        return self.records[index].name
+
+    def ask(self, index: int, picture: bool) -> tuple[str, Any]:
+        """Return what the user says, and the picture if there is one and it is wanted."""
         record = self.records[index]
         text = naming_text(record.text) if self.task == "imagenet" else record.text
-        image = read_image(record.image, record.name, self.images) if picture and record.image is not None else None
-        return text, image, record.answers
+        return text, read_image(record.image, record.name, self.images) if picture and record.image else None
 
-
-class _Names:
-    def __init__(self, records: list[Record]) -> None:
-        self.records = records
-
-    def __call__(self, index: int) -> str:
-        return self.records[index].name
+    def answers(self, index: int) -> list[str]:
+        """Return all accepted answers or references."""
+        return self.records[index].answers

@@ -14,8 +14,8 @@ from datamodules.sources.module import SourceDataModule
 from datamodules.tokenizer import load_pretrained
 from datamodules.vlm_encoding import VLMEncoder
 from datamodules.vlm_prompts import CAPTIONING, LLAVA_HF, Modality, Style, user_text
-from datamodules.vlm_samples import AnsweredPrompts, Picked, ScoredPrompts, check_modality
-from datamodules.vlm_sources import SPECS, asked, captions, groups, one_picture
+from datamodules.vlm_samples import AnsweredPrompts, ScoredPrompts, check_modality
+from datamodules.vlm_sources import SPECS, answers_of, captions, groups, one_picture, question_of
 from nscmerge.errors import ConfigError
 
 
@@ -33,6 +33,7 @@ class VLMSplit:
         self.task, self.style, self.root = task, style, root
         self.table = table.undecoded("image")
         self.groups = groups(task, table)
+        self._words = table.only(*(name for name in table.columns if name != "image"))
         self._ids = table.column("id") if "id" in table else None
 
     def __len__(self) -> int:
@@ -43,27 +44,23 @@ class VLMSplit:
         identity = "" if self._ids is None else f" ({self._ids[self.groups[index][0]]})"
         return f"{self.table.where}, sample {index}{identity}"
 
-    def scored(self, index: int, picture: bool) -> Picked:
-        """Return text, picture and all accepted answers of a sample."""
-        rows = [self.table[i] for i in self.groups[index]]
-        said = asked(self.task, rows, self.style, self.name(index))
-        return said.text, self._picture(rows, index) if picture else None, said.answers
+    def ask(self, index: int, picture: bool) -> tuple[str, Any]:
+        """Return what the user says, and the picture if it is wanted; reads no answer."""
+        first, name = self.groups[index][0], self.name(index)
+        text = question_of(self.task, self._words[first], self.style, name)
+        return text, read_image(self.table[first]["image"], name, self.root) if picture else None
 
-    def learned(self, index: int, picture: bool) -> Picked:
-        """Return text, picture and the answers to learn."""
-        rows = [self.table[i] for i in self.groups[index]]
-        said = asked(self.task, rows, self.style, self.name(index))
-        return said.text, self._picture(rows, index) if picture else None, said.learned
+    def answers(self, index: int) -> list[str]:
+        """Return all accepted answers or references."""
+        rows = [self._words[i] for i in self.groups[index]]
+        return answers_of(self.task, rows, self.style, self.name(index))
 
     def lessons(self) -> list[tuple[int, int]]:
-        """Return (sample, number of the answer) of everything that training learns: captions one by one."""
+        """Return (sample, number of the answer) of all that training learns: first answers, captions one by one."""
         if self.task not in CAPTIONING:
             return [(i, 0) for i in range(len(self))]
         counts = [len(captions(value, self.table.where)) for value in self.table.column("captions")]
         return [(i, n) for i, group in enumerate(self.groups) for n in range(sum(counts[r] for r in group))]
-
-    def _picture(self, rows: list[dict[str, Any]], index: int) -> Any:
-        return read_image(rows[0]["image"], self.name(index), self.root)
 
 
 class VLMDataModule(SourceDataModule):
@@ -130,8 +127,7 @@ class VLMDataModule(SourceDataModule):
 
     def read(self, opened: Source, split: Split) -> Dataset[Sample]:
         """Return prompts, with the list of accepted answers or references as ``target``."""
-        rows = self._rows(opened, split)
-        return ScoredPrompts(len(rows), rows.scored, rows.name, self._encoder, self.modality)
+        return ScoredPrompts(self._rows(opened, split), self._encoder, self.modality)
 
     def supervised(self, split: Split) -> Dataset[Sample]:
         """Return prompts with an answer each, its tokens and end token as ``target``.
@@ -142,7 +138,7 @@ class VLMDataModule(SourceDataModule):
         if self._opened is None or self._encoder is None:
             raise ConfigError(f"{self.spec.name}: the '{split}' split is not open yet; call setup() first.")
         rows = self._rows(self._opened, split)
-        return AnsweredPrompts(rows.lessons(), rows.learned, rows.name, self._encoder, self.modality)
+        return AnsweredPrompts(rows, rows.lessons(), self._encoder, self.modality)
 
     def describe(self) -> dict[str, Any]:
         """Return what a record of results says of the data."""

@@ -7,7 +7,6 @@ of a validation split, seed 42), because the official test splits have no answer
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from datamodules.base import Split
@@ -93,21 +92,6 @@ SPECS: dict[str, DatasetSpec] = {
 }
 
 
-@dataclass(frozen=True)
-class Asked:
-    """One picture, what is asked of it, and what is accepted.
-
-    Attributes:
-        text: What the user says.
-        answers: All accepted answers or references.
-        learned: The answer, or the answers one by one, that training learns.
-    """
-
-    text: str
-    answers: list[str]
-    learned: list[str]
-
-
 def groups(task: str, table: Table) -> list[list[int]]:
     """Return the row numbers of each sample: captions that are one row each are joined by picture, in order."""
     if task not in CAPTIONING:
@@ -125,32 +109,44 @@ def one_picture(table: Table) -> list[int]:
     return [i for i, kind in enumerate(table.column("kind")) if kind != "choose_img"]
 
 
-def asked(task: str, rows: Sequence[Mapping[str, Any]], style: Style, where: str) -> Asked:
-    """Return what a sample asks.
+def question_of(task: str, row: Mapping[str, Any], style: Style, where: str) -> str:
+    """Return what the user says of a sample; reads no answer.
+
+    Args:
+        task: Key of :data:`SPECS`.
+        row: Its first row.
+        style: Whose words.
+        where: Data set and sample, for messages.
+
+    Raises:
+        DataError: It has no question.
+    """
+    if task in CAPTIONING:
+        return user_text(task, style)
+    question = row["question"]
+    if not isinstance(question, str) or not question.strip():
+        raise DataError(f"{where}: its question is {question!r}; expected a text.")
+    return user_text(task, style, question, read_choices(row) if task == "iconqa" else None)
+
+
+def answers_of(task: str, rows: Sequence[Mapping[str, Any]], style: Style, where: str) -> list[str]:
+    """Return all accepted answers or references of a sample.
 
     Args:
         task: Key of :data:`SPECS`.
         rows: Its rows; more than one for captions only.
-        style: Whose words.
+        style: Whose words; ``lmms_eval`` takes letters for IconQA's choices.
         where: Data set and sample, for messages.
 
     Raises:
         DataError: It has no answer, or one that is not among its choices.
     """
     if task in CAPTIONING:
-        references = [caption for row in rows for caption in captions(row["captions"], where)]
-        return Asked(user_text(task, style), references, references)
-    row = rows[0]
-    question = row["question"]
-    if not isinstance(question, str) or not question.strip():
-        raise DataError(f"{where}: its question is {question!r}; expected a text.")
+        return [caption for row in rows for caption in captions(row["captions"], where)]
     if task == "iconqa":
-        choices = read_choices(row)
-        answer = _iconqa_answer(row, choices, style, where)
-        return Asked(user_text(task, style, question, choices), [answer], [answer])
-    accepted = texts(row["answers"], "answers", where)
-    # ChartQA is scored against its first label; the others against all of them.
-    return Asked(user_text(task, style, question), accepted[:1] if task == "chartqa" else accepted, accepted[:1])
+        return [_iconqa_answer(rows[0], read_choices(rows[0]), style, where)]
+    accepted = texts(rows[0]["answers"], "answers", where)
+    return accepted[:1] if task == "chartqa" else accepted  # ChartQA is scored by its first label
 
 
 def captions(value: Any, where: str) -> list[str]:

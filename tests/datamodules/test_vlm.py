@@ -183,8 +183,10 @@ def test_a_question_without_an_answer_is_named(opened, tmp_path, answers):
     (tmp_path / "images" / "a.png").write_bytes(png(draw("red")))
     row = {"image": "images/a.png", "question": "Color?", "answers": answers, "question_id": 9}
     (tmp_path / "validation.jsonl").write_text("\n".join([json.dumps(row)] * 10))
+    module = opened("docvqa", tmp_path)
     with pytest.raises(DataError, match=r"sample 0 \(9\): its answers are .*; expected at least one text"):
-        opened("docvqa", tmp_path).dataset("val")[0]
+        module.dataset("val")[0]
+    assert module.unlabelled("val")[0]["pixel_values"].shape == (3, 28, 28)  # a merge is learned without answers
 
 
 def test_what_is_not_there_is_named(folders, opened, tmp_path):
