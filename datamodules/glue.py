@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, cast, get_args
 
 import torch
@@ -213,7 +214,11 @@ class GLUEDataModule(SourceDataModule):
         targets = self.task.targets
         table = opened.split(split, lambda rows: [i for i, text in enumerate(targets(rows)) if text is not None])
         texts = [text for text in targets(table) if text is not None]
-        return TextToTextDataset(table, texts, self.task, load_tokenizer(self.tokenizer), self.max_length)
+        return TextToTextDataset(table, texts, self.task, self._loaded_tokenizer, self.max_length)
+
+    @cached_property
+    def _loaded_tokenizer(self) -> Any:
+        return load_tokenizer(self.tokenizer)
 
     def supervised(self, split: Split) -> Dataset[Sample]:
         """Return one split with the target as tokens, among the decoder's inputs too."""
@@ -249,4 +254,4 @@ def _score(value: Any, where: str) -> str | None:
         score = float(value)
     except (TypeError, ValueError) as error:
         raise DataError(f"{where}: column 'label' holds {value!r}; expected a score from 0 to 5.") from error
-    return None if score < 0 else f"{score:.1f}"
+    return f"{score:.1f}" if score >= 0 else None  # NaN, too, is no score

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, get_args
 
 import torch
@@ -203,4 +204,8 @@ class NLIDataModule(SourceDataModule):
         read = self.task.labels.read
         table = opened.split(split, lambda rows: [i for i, label in enumerate(read(rows)) if label is not None])
         labels = [label for label in read(table) if label is not None]
-        return PairDataset(table, labels, load_tokenizer(self.tokenizer), self.max_length)
+        return PairDataset(table, labels, self._loaded_tokenizer, self.max_length)
+
+    @cached_property
+    def _loaded_tokenizer(self) -> Any:
+        return load_tokenizer(self.tokenizer)

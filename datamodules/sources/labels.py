@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -38,6 +39,8 @@ class LabelMap:
         values = table.column(column)
         if names is not None and not any(name.lstrip("-").isdigit() for name in names):
             values = [names[v] if isinstance(v, int) and 0 <= v < len(names) else None for v in values]
+        if values and isinstance(values[0], list | dict):
+            raise DataError(f"{table.where}: column '{column}' holds {values[0]!r}; expected one label per row.")
         read = {value: self._read_one(value, column, table.where) for value in dict.fromkeys(values)}
         return [read[value] for value in values]
 
@@ -55,10 +58,11 @@ class LabelMap:
                 f"{where}: column '{column}' holds the label {value!r}; known are {', '.join(map(repr, self.names))}. "
                 "Rename it in the data, or remove its rows."
             )
-        number = int(value) if isinstance(value, str | int) or value == int(value) else None  # type: ignore[call-overload]
-        if number is None:
+        if isinstance(value, float) and math.isnan(value):
+            return None
+        if not isinstance(value, str | int | float) or (isinstance(value, float) and not value.is_integer()):
             raise DataError(f"{where}: column '{column}' holds the label {value!r}; expected a name or a whole number.")
-        return self.numbers.get(number)
+        return self.numbers.get(int(value))
 
 
 def normalised(name: str) -> str:

@@ -158,7 +158,7 @@ def test_long_inputs_are_cut_and_keep_their_end(opened, tmp_path):
 
 
 def test_scores_have_one_decimal_and_may_be_missing(opened, tmp_path):
-    scores = [2.25, 3.7999999523162842, 0.0, -1.0, 5.0, 4.75]
+    scores = [2.25, 3.7999999523162842, 0.0, -1.0, 5.0, 4.75, "NaN"]
     rows = "".join(f'{{"sentence1": "a", "sentence2": "b", "label": {score}}}\n' for score in scores)
     (tmp_path / "validation.jsonl").write_text(rows)
     assert opened("stsb", source=str(tmp_path)).dataset("test").targets == ["2.2", "3.8", "0.0", "5.0", "4.8"]

@@ -253,6 +253,7 @@ LABELS = LabelMap({"entailment": 0, "not entailment": 2}, {0: 0, 1: 2}, dropped=
     [
         ([0, 1, -1, 5], Value("int64"), [0, 2, None, None]),
         (["0", "1"], Value("string"), [0, 2]),
+        ([0.0, 1.0, float("nan")], Value("float64"), [0, 2, None]),
         (["Entailment", "not_entailment", "-", "", None, "unsure"], Value("string"), [0, 2, None, None, None, None]),
         # Numbered the other way round: the names count.
         ([0, 1, -1], ClassLabel(names=["not-entailment", "entailment"]), [2, 0, None]),
@@ -270,3 +271,5 @@ def test_an_unknown_label_is_named():
         LABELS.read(labelled([0, 1], ClassLabel(names=["entailment", "maybe"])))
     with pytest.raises(DataError, match=r"holds the label 0.5; expected a name or a whole number"):
         LABELS.read(labelled([0.0, 0.5], Value("float64")))
+    with pytest.raises(DataError, match=r"column 'label' holds \[1\]; expected one label per row"):
+        LABELS.read(Table(Dataset.from_dict({"y": [[1], [0]]}), {"label": "y"}, "Toy"))
