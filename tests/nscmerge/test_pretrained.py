@@ -124,7 +124,7 @@ def test_yaml_takes_a_name_a_class_or_a_description(llama):
     spec = {"source": llama, "model_class": "AutoModelForCausalLM"}
     named = {"class_path": "nscmerge.Pretrained", "init_args": spec}
     for value in (spec, named):
-        config = parser.instantiate(parser.parse_args([f"--base={json.dumps(value)}"]))
+        config = parser.instantiate_classes(parser.parse_args([f"--base={json.dumps(value)}"]))
         assert config.base == Pretrained(llama, "AutoModelForCausalLM")
     assert parser.parse_args([f"--base={llama}"]).base == llama
 
