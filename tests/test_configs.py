@@ -18,6 +18,7 @@ LANGUAGE = {
     "clip20": "dtd",
     "glue8": "rte",
     "llava4": "scienceqa",
+    "words4": "bbc",
 }
 #: Folders whose ``common.yaml`` holds what their tasks share, with one of those tasks; a task's file is laid over it.
 SUITES = {
