@@ -15,7 +15,7 @@ from nscmerge.factors import LowRank
 from nscmerge.layer_names import ModelNames
 from nscmerge.merged_product import merged_product
 from nscmerge.merged_whole import MergedWhole
-from nscmerge.quantized import factor_like
+from nscmerge.quantized import factor_dtype, factor_like
 from nscmerge.surgery import linear_layers, replace_module
 from nscmerge.whole import WholeLinear
 from nscmerge.whole_pass import tie, whole_pass
@@ -207,15 +207,9 @@ def attach(
     around = {}
     for linear in whole:
         path = names.path(linear.layer)
+        base = names.modules[path]
+        assert isinstance(base, nn.Linear)  # for the type checker
         row = partial(coefficients.row, coefficients.layers.index(linear.row))
-        around[path] = MergedWhole(
-            model.get_submodule(path), linear.weights, linear.biases, row, factor_dtype(names.modules[path])
-        )
+        around[path] = MergedWhole(model.get_submodule(path), linear.weights, linear.biases, row, factor_dtype(base))
         replace_module(model, path, around[path])
     return MergedModel(model, merged, {name: path for name, (path, _) in located.items()}, coefficients, around)
-
-
-def factor_dtype(module: nn.Module) -> torch.dtype:
-    """Return the dtype of what is multiplied beside a frozen layer: its own, or bf16 where it holds integers."""
-    weight = module.get_parameter("weight")
-    return weight.dtype if weight.is_floating_point() else torch.bfloat16

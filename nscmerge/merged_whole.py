@@ -38,20 +38,20 @@ class MergedWhole(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the merged layer's output, (..., d_out)."""
-        lam = self.coefficients()
-        weight = self._sum(lam, self.D, self.weight_tasks)
-        bias = self._sum(lam, self.d, self.bias_tasks)
+        lam = self.coefficients().to(x.device)  # another one where a base is split over several
+        weight = self._sum(lam, self.D, self.weight_tasks, x.dtype)
+        bias = self._sum(lam, self.d, self.bias_tasks, x.dtype)
         out: Tensor = self.inner(x)
         if weight is None:
             return out if bias is None else out + bias
         return out + nn.functional.linear(x, weight, bias)
 
-    def _sum(self, lam: Tensor, deltas: Tensor | None, tasks: Tensor | None) -> Tensor | None:
+    def _sum(self, lam: Tensor, deltas: Tensor | None, tasks: Tensor | None, dtype: torch.dtype) -> Tensor | None:
         if deltas is None or tasks is None:
             return None
         # One matrix-vector product over all entries: nothing of the size of all deltas is kept for the gradient.
         total: Tensor = torch.tensordot(lam[tasks].to(deltas.dtype), deltas, dims=1)
-        return total
+        return total.to(dtype)
 
 
 def _stacked(

@@ -88,6 +88,10 @@ def load_transformers(spec: Pretrained, path: str) -> nn.Module:
             f"({', '.join(missing[:3])}, ...), which would be random. Its config.json says which class it was saved "
             "from; set model_class to that one."
         )
+    # Nothing here reads a cache of keys and values but generation, which asks for it.
+    for config in {id(c): c for c in (model.config, model.config.get_text_config(decoder=True))}.values():
+        if getattr(config, "use_cache", False):
+            config.use_cache = False
     loaded: nn.Module = model
     return loaded
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from nscmerge.errors import ConfigError
 from nscmerge.factors import LowRank
 from nscmerge.layer_names import ModelNames
-from nscmerge.merged_linear import factor_dtype
+from nscmerge.quantized import factor_like
 from nscmerge.surgery import linear_layer, replace_module
 from nscmerge.switch_tensor import SwitchTensor
 from nscmerge.whole import tensor_place
@@ -32,13 +32,13 @@ class SwitchLinear(nn.Module):
     def add(self, name: str, update: LowRank | Tensor) -> None:
         """Keep ``update`` under ``name``, in the base weight's dtype, scaling folded into B."""
         index = self._names.setdefault(name, len(self._names))
-        device, dtype = self.base.weight.device, factor_dtype(self.base)
+        like = factor_like(self.base)
         if isinstance(update, LowRank):
-            self.register_buffer(f"A{index}", update.A.to(device, dtype), persistent=False)
+            self.register_buffer(f"A{index}", update.A.to(like), persistent=False)
             # fp32 for the product with the scaling: one rounding instead of two where the base is half precision.
-            self.register_buffer(f"B{index}", (update.B.float() * update.scaling).to(device, dtype), persistent=False)
+            self.register_buffer(f"B{index}", (update.B.float() * update.scaling).to(like), persistent=False)
         else:
-            self.register_buffer(f"D{index}", update.to(device, dtype), persistent=False)
+            self.register_buffer(f"D{index}", update.to(like), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return base(x) + scale * delta(x) of the active update, (..., d_out)."""
@@ -48,8 +48,9 @@ class SwitchLinear(nn.Module):
             return out
         dense = getattr(self, f"D{index}", None)
         if dense is not None:
-            return torch.add(out, nn.functional.linear(x, dense), alpha=self.scale)
-        A, B = getattr(self, f"A{index}"), getattr(self, f"B{index}")
+            return torch.add(out, nn.functional.linear(x, dense.to(x.dtype)), alpha=self.scale)
+        # Beside a quantised layer factors are held wider than what runs through it.
+        A, B = getattr(self, f"A{index}").to(x.dtype), getattr(self, f"B{index}").to(x.dtype)
         return torch.add(out, nn.functional.linear(nn.functional.linear(x, A), B), alpha=self.scale)
 
 
