@@ -71,7 +71,7 @@ class VizWizCaption(Captioning):
     Args:
         tokenizer: Folder or hub id of the tokenizer that decodes the captions; the base model's.
         max_new_tokens: Length of a caption at most.
-        ptb: Tokenizer of CIDEr, as for :class:`tasks.captioning.Captioning`.
+        ptb: Tokenizer of both metrics, as for :class:`tasks.captioning.Captioning`.
         mean7: Compute the mean, which needs pycocoevalcap and Java; if not, ``cider`` is the primary score.
     """
 
@@ -88,4 +88,4 @@ class VizWizCaption(Captioning):
 
     def score(self) -> dict[str, Metric]:
         """Return CIDEr, and the mean if it is wanted."""
-        return {**super().score(), **({"caption_mean7": CaptionMean7()} if self.mean7 else {})}
+        return {**super().score(), **({"caption_mean7": CaptionMean7(self.ptb)} if self.mean7 else {})}
