@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ class ExpertCard:
         data: What the data module says of itself: what they are, how many, which lists.
         training: Options that made it.
         versions: Of the libraries that made it, and the git commit of ours where it is known.
+        notes: What must be known of how the scores were measured.
     """
 
     name: str
@@ -47,6 +48,7 @@ class ExpertCard:
     data: dict[str, Any]
     training: dict[str, Any]
     versions: dict[str, str]
+    notes: list[str] = field(default_factory=list)
 
 
 def versions() -> dict[str, str]:
@@ -112,6 +114,7 @@ def card_of(
         data=described(data),
         training=training,
         versions=versions(),
+        notes=task.notes(),
     )
 
 

@@ -133,6 +133,8 @@ def test_training_lowers_the_loss_and_the_folder_predicts_what_was_scored(twins,
     assert set(adapter.saved) == {f"model.{n}.{kind}" for n in (PROJECTOR if suite == "vlm" else ()) for kind in KINDS}
     card = json.loads((tmp_path / "expert" / "expert.json").read_text())
     assert card["training"]["schedule"] == "cosine"
+    assert card["notes"] == fine.task.notes()
+    assert any("greedy" in note for note in card["notes"]) == (suite in ("vlm", "glue"))
     # The reader is PEFT itself, on a new base.
     new, _ = made(twins, suite)
     new.task.load_head(head, suite)
