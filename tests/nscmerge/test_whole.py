@@ -238,3 +238,45 @@ def test_closed_forms_take_whole_tensors_from_a_checkpoint_in_the_old_spelling(b
     experts = on_model(base, adapters(base))
     want = 0.5 * sum(experts[task].dense[f"{START}2.weight"] for task in TASKS)
     torch.testing.assert_close(merged.delta(f"{START}2.weight"), want)
+
+
+def test_folded_into_a_checkpoint_it_is_the_merged_model(base, model, tmp_path):
+    base.save_pretrained(tmp_path / "base")
+    merge_module = module(model)
+    merge_module.update().fold_into(tmp_path / "base", tmp_path / "folded")
+    folded = load_base_model(Pretrained(str(tmp_path / "folded"), "AutoModelForImageTextToText"))
+    batch = inputs(base)
+    with torch.no_grad():
+        torch.testing.assert_close(folded(**batch).logits, model(**batch).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_what_lies_before_the_projector_keeps_no_graph(model):
+    merge_module = module(model)
+    merge_module.configure_model()
+    seen = {}
+    projector = model.get_submodule("model.multi_modal_projector")
+    projector.register_forward_hook(lambda _, args, out: seen.update(before=args[0], after=out))
+    assert model(**inputs(model)).logits.requires_grad
+    assert seen["before"].grad_fn is None
+    assert seen["after"].grad_fn is not None
+
+
+@pytest.mark.parametrize("bits", ["8bit", "4bit"])
+def test_projectors_beside_a_quantised_base(bits, tmp_path):
+    """The delta is that to the weight as it is held, so that coefficient 1 gives the expert's own projector."""
+    pytest.importorskip("bitsandbytes")
+    folder = str(write_llava(tmp_path / "llava", hidden=64, layers=2))
+    kind = "AutoModelForImageTextToText"
+    exact = load_base_model(Pretrained(folder, kind))
+    experts = {task: Adapter(saved=a.saved, modules_to_save=a.modules_to_save) for task, a in adapters(exact).items()}
+    held = load_base_model(Pretrained(folder, kind, dtype="float32", quantize=bits))
+    assert not held.get_parameter(f"{START}1.weight").is_floating_point()
+    found = on_model(held, experts)
+    x = torch.randn(3, 64, generator=torch.Generator().manual_seed(5))
+    for (task, expert), linear in zip(experts.items(), whole_linears(held, found)[:1] * 2, strict=True):
+        k = TASKS.index(task)
+        one = torch.eye(2)[k]
+        layer = MergedWhole(held.get_submodule(linear.layer), linear.weights, linear.biases, one.clone, torch.float32)
+        want = nn.functional.linear(x, expert.saved[f"{linear.layer}.weight"], expert.saved[f"{linear.layer}.bias"])
+        got = layer(x)
+        assert float((got - want).norm() / want.norm()) < 0.03
