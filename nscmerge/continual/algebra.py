@@ -76,12 +76,12 @@ def capped(layer: LowRank) -> LowRank:
 def combine(*terms: tuple[float, Weight]) -> Weight:
     """Return ``sum_k c_k X_k``: factors (fp64, scaling 1) side by side where all are factors, else a dense tensor.
 
-    Terms that are zero by form (c = 0, or rank 0) fall away; a single one left over is only scaled, in its own dtype.
+    Terms with c = 0 or a zero factor fall away; a single one left over is only scaled, in its own dtype.
 
     Args:
         *terms: Pairs (c_k, X_k) of one shape.
     """
-    some = [(c, x) for c, x in terms if c and not (isinstance(x, LowRank) and not x.rank)]
+    some = [(c, x) for c, x in terms if c and not (isinstance(x, LowRank) and not (x.A.any() and x.B.any()))]
     if not some:
         first = terms[0][1]
         return LowRank(first.A[:0], first.B[:, :0]) if isinstance(first, LowRank) else torch.zeros_like(first)

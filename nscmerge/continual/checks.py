@@ -7,6 +7,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
+from torch import Tensor
+
 from nscmerge.adapters import Adapter
 from nscmerge.continual.state import State, Weight, zero
 from nscmerge.errors import AdapterError, ShapeError
@@ -73,6 +76,8 @@ class Step:
         """Return M_{t-1} of a name; zero where the merge has nothing."""
         if name in self.state.merged:
             return self.state.merged[name]
+        if name in self.expert.dense:
+            return torch.zeros_like(self.expert.dense[name])
         return zero(self.shapes[name], name in self.layers)
 
     def new(self, name: str) -> Weight:
@@ -81,6 +86,8 @@ class Step:
             return self.expert.layers[name]
         if name in self.expert.dense:
             return self.expert.dense[name]
+        if isinstance(old := self.state.merged.get(name), Tensor):
+            return torch.zeros_like(old)
         return zero(self.shapes[name], name in self.layers)
 
     def is_matrix(self, name: str) -> bool:
@@ -153,7 +160,7 @@ def _shapes(expert: Adapter) -> dict[str, tuple[int, ...]]:
 def _check_overlap(state: State, expert: Adapter, own: Mapping[str, tuple[int, ...]]) -> None:
     """Raise unless names and shapes say that the expert belongs to the same model as the merge so far."""
     inside = ", ".join(f"'{one.name}'" for one in state.absorbed)
-    for name in own.keys() & state.shapes.keys():
+    for name in sorted(own.keys() & state.shapes.keys()):
         if own[name] != tuple(state.shapes[name]):
             raise ShapeError(
                 f"'{name}' is {own[name]} in '{expert.name}', {tuple(state.shapes[name])} in the merge so far "
@@ -178,7 +185,7 @@ def _check_forms(layers: Collection[str], shapes: Mapping[str, tuple[int, ...]],
 
 def _kinds(state: State, expert: Adapter) -> dict[str, Kind]:
     """Return the kinds of all layers; raise where a layer changes its kind."""
-    for name in expert.layers.keys() & set(state.layers):
+    for name in sorted(expert.layers.keys() & set(state.layers)):
         here, there = expert.kinds.get(name), state.kinds.get(name)
         if here != there:
             raise AdapterError(

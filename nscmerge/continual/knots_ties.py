@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from nscmerge.continual.algebra import combine, dense, factors, thin_svd
+from nscmerge.continual.algebra import capped, combine, dense, factors, thin_svd
 from nscmerge.continual.checks import Step
 from nscmerge.continual.kinds import Layerwise
 from nscmerge.continual.state import Weight
@@ -65,7 +65,7 @@ class KnotsTies(Layerwise):
             q, r = torch.linalg.qr(torch.cat([u * s, B], dim=1))
             a, b = r[:, : len(s)] @ vh, r[:, len(s) :] @ A
             added, log = self.aligned(a, b)
-            return LowRank(a + added, q), log
+            return capped(LowRank(a + added, q)), log
         added, log = self.aligned(dense(old).double(), dense(new).double())
         return dense(old) + added.to(dense(old).dtype), log
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from nscmerge.continual.algebra import combine, dense, factors, squared_norm, thin_svd
+from nscmerge.continual.algebra import capped, combine, dense, factors, squared_norm, thin_svd
 from nscmerge.continual.checks import Step
 from nscmerge.continual.kinds import ContinualMethod, Merged
 from nscmerge.continual.state import Weight
@@ -88,7 +88,7 @@ def add_projected(
     log["split"] = split
     if pair and isinstance(old, LowRank):
         A, B = pair
-        return LowRank(torch.cat([vh, A]), torch.cat([u @ (lam * torch.diag(s) - k), B], dim=1)), log
+        return capped(LowRank(torch.cat([vh, A]), torch.cat([u @ (lam * torch.diag(s) - k), B], dim=1))), log
     return combine((lam, old), (1.0, new), (-1.0, u @ k @ vh)), log
 
 
