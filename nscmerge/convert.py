@@ -157,8 +157,7 @@ def _load(path: Path, who: str) -> Any:
     except pickle.UnpicklingError as error:
         raise AdapterError(
             f"{who}: {path.name} holds more than tensors, which could run code when opened, and is not read "
-            f"({str(error).splitlines()[0]}). Save it again where you trust it, as tensors only.",
-            "pickle-unsafe",
+            f"({str(error).splitlines()[0]}). Save it again where you trust it, as tensors only."
         ) from error
     except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise AdapterError(

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from nscmerge.base_model import resolve_source
 from nscmerge.doctor.findings import Finding, some
 from nscmerge.doctor.intake import Candidate
 from nscmerge.errors import ConfigError
+from nscmerge.layer_names import canonical, same_layer
 from nscmerge.peft_format import is_vocabulary
 
 _CONFIG = "config.json"
@@ -37,14 +39,19 @@ class BaseFacts:
     quantised: bool = False
 
     def shape(self, tensor: str) -> tuple[int, ...] | None:
-        """Return the shape of a tensor, also where a model class puts a prefix before either name; None if unknown."""
+        """Return the shape of a tensor, also where another wrapping of the model spells its name; None if unknown."""
         if tensor in self.shapes:
             return self.shapes[tensor]
         parts = tensor.split(".")
         tails = (".".join(parts[i:]) for i in range(1, len(parts) - 1))
         found = {self.shapes[tail] for tail in tails if tail in self.shapes}
         found |= {shape for name, shape in self.shapes.items() if name.endswith(f".{tensor}")}
+        found = found or {self.shapes[name] for name in self._spelled.get(canonical(tensor), ())}
         return found.pop() if len(found) == 1 else None
+
+    @cached_property
+    def _spelled(self) -> Mapping[str, list[str]]:
+        return same_layer(self.shapes)
 
 
 def read_facts(source: str) -> BaseFacts:

@@ -6,10 +6,11 @@ import math
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from nscmerge.aligned import aligned
 from nscmerge.doctor.base import BaseFacts, compare, read_facts
 from nscmerge.doctor.checks import (
     check_alone,
@@ -112,7 +113,9 @@ def examine(
     if len(names) != len(sources):
         raise ConfigError(f"{len(names)} names for {len(sources)} adapters; give one (or None) for each.")
     candidates = [read(source, label) for source, label in zip(sources, labels(names, sources), strict=True)]
-    readable = {c.name: c.adapter for c in candidates if c.adapter is not None}
+    # As a merge sees them: one name for a layer that wrappings of the base spell differently.
+    readable = aligned({c.name: c.adapter for c in candidates if c.adapter is not None})
+    candidates = [replace(c, adapter=readable.get(c.name)) for c in candidates]
     found = survey(readable)
     facts, findings = None, [finding for c in candidates for finding in c.faults]
     if base is not None:

@@ -185,3 +185,22 @@ def test_canonical_forms():
     assert len({canonical(names[0]) for names in PROJECTOR.values()}) == 1
     assert canonical("transformer.h.0.attn.c_attn") == "transformer.h.0.attn.c_attn"
     assert canonical("encoder.block.0.layer.0.SelfAttention.q") == "encoder.block.0.layer.0.SelfAttention.q"
+
+
+def test_doctor_sees_one_merge_where_adapters_spell_their_layers_differently(tmp_path):
+    from safetensors.torch import save_file
+
+    from nscmerge import save_adapter
+    from nscmerge.doctor.examine import examine
+
+    for name, layer in {"a": LLAVA[0], "b": LLAVA[1], "c": LLAVA[3]}.items():
+        generator = torch.Generator().manual_seed(ord(name))
+        factors = LowRank(torch.randn(2, 16, generator=generator), torch.randn(16, 2, generator=generator))
+        save_adapter(Adapter({layer: factors}, "llava", name=name), tmp_path / name)
+    (tmp_path / "base").mkdir()
+    save_file({f"language_model.model.{Q}.weight": torch.ones(16, 16)}, tmp_path / "base" / "model.safetensors")
+    report = examine([tmp_path / name for name in "abc"], base=str(tmp_path / "base"))
+    assert [
+        f.code for f in report.findings if f.code in ("layers-not-in-base", "no-shared-layer", "missing-layers")
+    ] == []
+    assert all(overlap.layers == 1 for overlap in report.survey.overlaps.values())
