@@ -234,7 +234,7 @@ class FineTune(LightningModule):
             self.task.fit_head(torch.stack([dataset[i * size // take]["target"] for i in range(take)]))
         loaders = self.trainer.val_dataloaders
         if self.rank and loaders is not None and self.global_step == 0:
-            for inputs, _ in batches(self, loaders):
+            for inputs, _ in batches(self, loaders, sum(self.trainer.num_val_batches)):
                 with captured_omega(self.model, self._projections(), inputs.get("attention_mask")) as omega:
                     self(inputs)
                 self.omega.add(omega)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -21,12 +22,22 @@ def split_target(batch: Batch) -> tuple[dict[str, Tensor], Target]:
     return {key: value for key, value in batch.items() if key != "target"}, batch["target"]
 
 
-def batches(module: LightningModule, loader: Iterable[Batch]) -> Iterator[tuple[dict[str, Tensor], Target]]:
-    """Yield inputs and target on the module's device, in eval mode, without gradients, in the trainer's precision."""
+def batches(
+    module: LightningModule, loader: Iterable[Batch], limit: float = math.inf
+) -> Iterator[tuple[dict[str, Tensor], Target]]:
+    """Yield inputs and target on the module's device, in eval mode, without gradients, in the trainer's precision.
+
+    Args:
+        module: Whose device, hooks and trainer.
+        loader: Of labelled batches.
+        limit: Batches at most.
+    """
     was_training = {name: part.training for name, part in module.named_modules()}
     module.eval()
     with torch.no_grad(), module.trainer.precision_plugin.forward_context():
-        for batch in loader:
+        for number, batch in enumerate(loader):
+            if number >= limit:
+                break
             yield split_target(module.transfer_batch_to_device(batch, module.device, 0))
     for name, part in module.named_modules():
         part.training = was_training[name]

@@ -210,6 +210,16 @@ def test_a_bf16_base_trains_in_fp32_under_autocast(twins, tmp_path):
         trainer(tmp_path, max_epochs=1).fit(other, datamodule=data)
 
 
+def test_the_ratios_before_training_take_no_more_batches_than_a_validation(twins, tmp_path):
+    fine, data = made(twins, "vlm")
+    data.eval_batch_size = 1
+    seen = []
+    step = fine.task.features
+    fine.task.features = lambda model, inputs: (seen.append(model.training), step(model, inputs))[1]
+    trainer(tmp_path, max_epochs=1, limit_train_batches=1, limit_val_batches=2).fit(fine, datamodule=data)
+    assert len(seen) == 2 + 1 + 2  # before, training, after
+
+
 @pytest.mark.parametrize(("length", "steps"), [("training", 4), ("loader", 16)])
 def test_the_schedule_ends_with_the_training_or_with_the_loader(twins, tmp_path, length, steps):
     fine, data = made(twins, "nli", schedule_length=length, warmup=0.0, keep="last")
