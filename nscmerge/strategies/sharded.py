@@ -33,8 +33,8 @@ class ShardedBase(DDPStrategy):
         ConfigError: The module is no merge, its base is quantised, or its objective's passes depend on the samples.
     """
 
-    def __init__(self, process_group_backend: str | None = None, **options: Any) -> None:
-        super().__init__(process_group_backend=process_group_backend, **options)
+    def __init__(self, process_group_backend: str | None = None) -> None:
+        super().__init__(process_group_backend=process_group_backend)
 
     def model_to_device(self) -> None:
         """Shard the base, then bring what is left to the device."""
@@ -86,18 +86,18 @@ class ShardedBase(DDPStrategy):
             )
 
     def validation_step(self, *args: Any, **kwargs: Any) -> Any:
-        """As ever, once all processes are known to hold inputs of the same tasks.
+        """As ever, once all processes are known to hold as many inputs of the same tasks.
 
         Raises:
             ConfigError: They do not.
         """
-        tasks = sorted(map(str, args[0]))
+        mine = {str(task): len(next(iter(inputs.values()))) for task, inputs in args[0].items()}
         everyone: list[Any] = [None] * self.world_size
-        distributed.all_gather_object(everyone, tasks)
-        if any(own != tasks for own in everyone):
+        distributed.all_gather_object(everyone, mine)
+        if any(own != mine for own in everyone):
             raise ConfigError(
-                f"in one step of validation the processes hold inputs of {everyone}; a sharded base wants the same "
-                f"tasks in all. Set data.init_args.val_samples to a multiple of {self.world_size} that every task has."
+                f"in one step of validation the processes hold these samples: {everyone}; a sharded base wants equally "
+                f"many in all. Set data.init_args.val_samples to a multiple of {self.world_size} that every task has."
             )
         return super().validation_step(*args, **kwargs)
 
