@@ -162,7 +162,12 @@ def experts(model: nn.Module, shape: Shape) -> dict[str, Adapter]:
             )
             for n, m in layers.items()
         }
-        found[f"task{k}"] = Adapter(factors, "random", name=f"task{k}")
+        whole = {
+            f"{n}.weight": torch.randn(m.weight.shape, generator=generator) / 1000
+            for n, m in model.named_modules()
+            if isinstance(m, nn.Linear) and "multi_modal_projector" in n
+        }
+        found[f"task{k}"] = Adapter(factors, "random", dense=whole, name=f"task{k}")
     return found
 
 

@@ -24,6 +24,7 @@ def test_all_ways_learn_the_same_at_the_real_layer_count(name, tmp_path):
         assert way["first_loss"] == pytest.approx(first["first_loss"], abs=1e-6)
         assert way["last_loss"] == pytest.approx(first["last_loss"], abs=1e-6)
     assert first["last_loss"] < first["first_loss"]
-    # All but the last block's own projections, which no target lies behind.
-    assert {way["layers_reached"] for title, way in ways.items() if "bare" not in title} == {62}
-    assert first["coefficients"] == 64 * 6
+    # All but the last block's own projections, which no target lies behind; LLaVA's projector has two layers more.
+    more = 2 if TINY[name].vision else 0
+    assert {way["layers_reached"] for title, way in ways.items() if "bare" not in title} == {62 + more}
+    assert first["coefficients"] == (64 + more) * 6
