@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from nscmerge.adapters import Adapter, load_adapter
+from nscmerge.continual.adamerging import AdaMerging
 from nscmerge.continual.iso_c import IsoC
 from nscmerge.continual.kinds import ContinualMethod
 from nscmerge.continual.knots_ties import KnotsTies
@@ -46,6 +47,7 @@ METHODS: dict[str, type[ContinualMethod]] = {
     "wudi": Wudi,
     "opcm": Opcm,
     "nufilt": Nufilt,
+    "adamerging": AdaMerging,
 }
 
 Adapters = Sequence[Adapter | str | Path] | Mapping[str, Adapter | str | Path]
