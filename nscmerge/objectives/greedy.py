@@ -91,7 +91,9 @@ def greedy_answer(
         ConfigError: The model gives no logits.
     """
     known = inspect.signature(model.forward).parameters
-    options: dict[str, Any] = {"use_cache": True} if {"use_cache", "past_key_values"} <= known.keys() else {}
+    takes_more = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values())
+    caches = "past_key_values" in known and (takes_more or "use_cache" in known)
+    options: dict[str, Any] = {"use_cache": True} if caches else {}
     if "logits_to_keep" in known:
         options["logits_to_keep"] = 1
     key, given, said, length = grows(inputs), dict(inputs), list[int](), 0
@@ -103,7 +105,7 @@ def greedy_answer(
         if _everyone(length > 0, together, out.logits.device):
             return said[:length]
         whole = append(inputs, said)
-        cache = getattr(out, "past_key_values", None) if options.get("use_cache") else None
+        cache = getattr(out, "past_key_values", None) if caches else None
         if cache is None:
             given = whole
             continue

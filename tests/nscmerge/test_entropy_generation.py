@@ -14,8 +14,10 @@ from nscmerge.factors import LowRank
 from nscmerge.merged_linear import attach
 from nscmerge.objectives import Entropy
 from tests.fakes.peft_folder import llama
+from tests.nscmerge.test_positions import factors, t5
 
 TASKS = ("ask", "tell")
+T5_NAMES = ("SelfAttention.q", "SelfAttention.v")
 NEVER = 999  # no token: answers end at max_new_tokens
 
 
@@ -250,3 +252,45 @@ def test_logits_of_several_samples_for_one_are_refused():
     (group,) = fuse({"ask": batch()["ask"]})
     with pytest.raises(ConfigError, match=r"task 'ask': its output for one sample is \(3, 4\)"):
         objective.losses(merged, group)
+
+
+def test_a_decoder_is_followed_from_its_start_token():
+    """Encoder-decoder: the gradient of the explicit sum of entropies over one teacher-forced pass, dense weights."""
+    base = t5()
+    own = factors(base, T5_NAMES)
+    layers = sorted(own["ask"])
+    lam = torch.full((len(layers), 2), 0.4, dtype=torch.float64, requires_grad=True)
+
+    def logits(ids, decoder_ids):
+        weights = {
+            f"{n}.weight": base.get_submodule(n).weight
+            + sum(lam[i, k] * e[n].dense().double() for k, e in enumerate(own.values()))
+            for i, n in enumerate(layers)
+        }
+        inputs = {"input_ids": ids, "decoder_input_ids": decoder_ids}
+        return torch.func.functional_call(base, weights, kwargs=inputs).logits[0]
+
+    want = {}
+    for task in TASKS:
+        sums = []
+        for prompt in prompts(task):
+            said = torch.zeros(1, 1, dtype=torch.long)
+            with torch.no_grad():
+                for _ in range(4):
+                    said = torch.cat([said, logits(prompt[None], said)[-1:].argmax(-1)[None]], 1)
+            p = logits(prompt[None], said[:, :-1]).softmax(-1)
+            sums.append(-(p * p.log()).sum())
+        want[task] = torch.stack(sums).mean()
+    sum(want.values()).backward()
+
+    coefficients = Coefficients(layers, TASKS)
+    objective = Entropy(heads(), "full_token", max_new_tokens=4, eos_token_id=NEVER)
+    objective.prepare(base, own)
+    merged = attach(base, own, coefficients)
+    got = objective.losses(merged, fuse(batch())[0])
+    numbers = {task: value.item() for task, value in want.items()}
+    assert {task: value.item() for task, value in got.items()} == pytest.approx(numbers, rel=1e-6)
+    objective.total(list(got.values())).backward()
+    for row in range(len(layers)):
+        torch.testing.assert_close(coefficients.lam[row].grad.double(), lam.grad[row], rtol=1e-5, atol=1e-6)
+    assert lam.grad.abs().min() > 1e-6
