@@ -23,6 +23,9 @@ COMMANDS = {
     "validate": Command("nscmerge.commands.train", "report the null-space ratio per task of a merge in the making"),
     "test": Command("nscmerge.commands.train", "test experts and merges, write normalized scores"),
     "merge": Command("nscmerge.commands.merge", "closed-form merge of adapters; needs no base model and no data"),
+    "continual": Command(
+        "nscmerge.commands.continual", "a merge folder that grows, one adapter after another, no data"
+    ),
     "doctor": Command("nscmerge.commands.doctor", "preflight in seconds: every fault by name, ranks, overlap, cost"),
     "search": Command(
         "nscmerge.commands.search", "choose the scale of closed-form merges: by validation loss or label-free"
