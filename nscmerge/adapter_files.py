@@ -18,21 +18,30 @@ from nscmerge.layer_names import canonical, same_layer
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 INDEX = "adapter_model.safetensors.index.json"
+#: Where LLaVA's trainer keeps what it trained beside LoRA.
+LLAVA_WHOLE = "non_lora_trainables.bin"
 HEAD = "head.safetensors"
 DELTA_STEM = "delta"
 DELTA = f"{DELTA_STEM}.safetensors"
 DELTA_INDEX = f"{DELTA}.index.json"
 RECEIPT = "receipt.json"
-#: All that is ever downloaded of a hub repository.
-HUB_FILES = (CONFIG, "adapter_model*.safetensors", INDEX, HEAD, "delta*.safetensors", DELTA_INDEX, RECEIPT)
+#: All that is ever downloaded of a hub repository; LLaVA's file so that its projector is not lost in silence.
+HUB_FILES = (CONFIG, "adapter_model*.safetensors", INDEX, HEAD, "delta*.safetensors", DELTA_INDEX, RECEIPT, LLAVA_WHOLE)
 
 
 def find_weights(folder: Path, who: str) -> list[Path]:
     """Return the weight files of an adapter folder: the single one, or the shards that its index names, sorted.
 
     Raises:
-        AdapterError: No safetensors weights, an index that names missing or foreign files, or only a pickle.
+        AdapterError: No safetensors weights, an index that names missing or foreign files, only a pickle, or tensors in
+            LLaVA's layout beside the adapter.
     """
+    if (folder / LLAVA_WHOLE).is_file():
+        raise AdapterError(
+            f"{who}: {LLAVA_WHOLE} beside the adapter holds its projector (LLaVA's layout), which would be lost. "
+            "Rewrite it: nscmerge convert FOLDER --output NEW.",
+            "pickle-only",
+        )
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
     if (folder / INDEX).is_file():
@@ -44,7 +53,9 @@ def find_weights(folder: Path, who: str) -> list[Path]:
             "pickle-only",
         )
     raise AdapterError(
-        f"{who}: {WEIGHTS} is missing, and no {INDEX} names shards. Copy the whole adapter folder.", "weights-missing"
+        f"{who}: {WEIGHTS} is missing, and no {INDEX} names shards. Copy the whole adapter folder. If it was published "
+        "as adapter_model.bin, as LLaVA's are: nscmerge convert ADAPTER --output NEW.",
+        "weights-missing",
     )
 
 

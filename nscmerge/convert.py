@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nscmerge.adapter_files import CONFIG, HUB_FILES, INDEX, WEIGHTS, find_weights, read_tensors
+from nscmerge.adapter_files import CONFIG, HUB_FILES, INDEX, LLAVA_WHOLE, WEIGHTS, indexed_files, read_tensors
 from nscmerge.adapters import Adapter, load_adapter, local_folder, read_folder, save_adapter
 from nscmerge.errors import AdapterError
 from nscmerge.folders import check_absent
@@ -24,7 +24,7 @@ from nscmerge.naming import unknown
 from nscmerge.peft_config import read_config
 from nscmerge.peft_format import PREFIX, check_tensor, parse
 
-PICKLED, WHOLE = "adapter_model.bin", "non_lora_trainables.bin"
+PICKLED = "adapter_model.bin"
 #: What a task with one linear layer for a head calls its weight.
 HEAD_WEIGHT = "linear.weight"
 #: The same weights as transformers reads them.
@@ -62,7 +62,7 @@ def convert(
         AdapterError: A file is missing or damaged, holds more than tensors, or has no head of that task.
     """
     check_absent(output)
-    folder = local_folder(source, patterns=(*HUB_FILES, PICKLED, WHOLE))
+    folder = local_folder(source, patterns=(*HUB_FILES, PICKLED))
     who = f"adapter '{folder.name}' ({source})"
     adapter = _read(folder, who)
     head = dict(adapter.head)
@@ -85,12 +85,14 @@ def convert(
 
 def _read(folder: Path, who: str) -> Adapter:
     """Return what a folder holds, by the names of transformers."""
-    whole = _tensors(folder / WHOLE, who) if (folder / WHOLE).is_file() else {}
+    whole = _tensors(folder / LLAVA_WHOLE, who) if (folder / LLAVA_WHOLE).is_file() else {}
     if not whole and ((folder / WEIGHTS).is_file() or (folder / INDEX).is_file()):
         return read_folder(folder, folder.name, str(folder))
     config = read_config(folder / CONFIG, who)
-    if (folder / WEIGHTS).is_file() or (folder / INDEX).is_file():
-        tensors = read_tensors(find_weights(folder, who), who)
+    if (folder / WEIGHTS).is_file():
+        tensors = read_tensors([folder / WEIGHTS], who)
+    elif (folder / INDEX).is_file():
+        tensors = read_tensors(indexed_files(folder / INDEX, who), who)
     elif (folder / PICKLED).is_file():
         tensors = _tensors(folder / PICKLED, who)
     else:
@@ -103,7 +105,7 @@ def _read(folder: Path, who: str) -> Adapter:
     saved = dict(parsed.saved)
     for key, tensor in whole.items():
         name = key.removeprefix(PREFIX)
-        check_tensor(tensor, f"{who}: tensor '{name}' of {WHOLE}")
+        check_tensor(tensor, f"{who}: tensor '{name}' of {LLAVA_WHOLE}")
         saved[name] = tensor
     base = str(config.get("base_model_name_or_path") or "") or None
     original = any("mm_projector" in name for name in saved) or base in _IN_TRANSFORMERS

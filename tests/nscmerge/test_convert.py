@@ -62,6 +62,19 @@ def test_llava_layout_becomes_a_peft_folder_under_the_names_of_transformers(llav
     assert not list((tmp_path / "new").glob("*.bin"))
 
 
+def test_a_projector_beside_safetensors_is_never_lost(llava, tmp_path):
+    from safetensors.torch import save_file
+
+    folder, projector = llava
+    (folder / "adapter_model.bin").unlink()
+    with pytest.raises(AdapterError, match=r"non_lora_trainables.bin .* would be lost.*nscmerge convert"):
+        load_adapter(folder)
+    save_file(tensors(), folder / "adapter_model.safetensors")
+    with pytest.raises(AdapterError, match=r"non_lora_trainables.bin .* would be lost.*nscmerge convert"):
+        load_adapter(folder)
+    assert len(load_adapter(convert(folder, tmp_path / "new")).saved) == len(projector)
+
+
 def test_transformers_and_peft_run_what_was_converted(llava, tmp_path):
     """The folder is loaded by PEFT on a LLaVA of transformers: LoRA and projector arrive in its layers."""
     from peft import PeftModel
