@@ -1,0 +1,98 @@
+"""Second moments of the inputs of layers, in each task's own expert; no labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lightning import LightningDataModule
+from torch import Tensor, nn
+
+from nscmerge.batching import MASK, tasks_of
+from nscmerge.errors import ConfigError
+from nscmerge.layer_names import ModelNames
+from nscmerge.switch import attach_switch
+from tasks.continual.module import ContinualBenchmark
+
+
+class _Collector:
+    """Adds up x x^T of one layer's inputs over valid tokens."""
+
+    def __init__(self, width: int) -> None:
+        self.sum = torch.zeros(width, width, dtype=torch.float64)
+        self.count = 0
+        self.mask: Tensor | None = None
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        x = args[0].detach()
+        valid = self.mask
+        rows = x[valid.bool()] if valid is not None and valid.shape == x.shape[:-1] else x.flatten(0, -2)
+        # Within a batch in fp32 at least, over batches in fp64.
+        rows = rows.float()
+        self.sum += (rows.T @ rows).double().cpu()
+        self.count += len(rows)
+
+    @property
+    def moment(self) -> Tensor:
+        """E[x x^T], fp32."""
+        return (self.sum / max(self.count, 1)).float()
+
+
+@torch.no_grad()
+def input_moments(
+    module: ContinualBenchmark, data: LightningDataModule, samples: int, split: str = "val"
+) -> dict[str, dict[str, Tensor]]:
+    """Return E[x x^T] of every layer that an expert changes, by task, then by layer name as the expert spells it.
+
+    x are the inputs of the layer in the task's own expert, mean over valid tokens and samples.
+
+    Args:
+        module: Model and experts.
+        data: Their inputs; labels are dropped.
+        samples: At most so many per task.
+        split: Which inputs.
+
+    Raises:
+        ConfigError: The data module gives no batches of a chosen split.
+    """
+    if not hasattr(data, "labelled_dataloaders"):
+        raise ConfigError(f"{type(data).__name__} gives no batches of a chosen split; use datamodules.joint.")
+    module.configure_model()
+    data.prepare_data()
+    data.setup("validate")
+    loaders = data.labelled_dataloaders(split, samples)
+    found: dict[str, dict[str, Tensor]] = {}
+    for key, loader in loaders.items():
+        for task in tasks_of(key):
+            found[task] = _of_task(module, task, loader)
+    return found
+
+
+def _of_task(module: ContinualBenchmark, task: str, batches: Sequence[Any]) -> dict[str, Tensor]:
+    expert = module.expert(task)
+    names = [*expert.layers, *(t.removesuffix(".weight") for t in expert.dense)]
+    switch = attach_switch(module.model, {"expert": module.layers_of(expert, task)})
+    switch.activate("expert")
+    model = ModelNames(module.model)
+    evaluator = module.task_of(task)
+    collectors, handles = {}, []
+    for name in dict.fromkeys(names):
+        path = model.find(name)
+        linear = model.modules[path] if path is not None else None
+        width = getattr(getattr(linear, "base", linear), "in_features", None)
+        if linear is None or width is None:
+            continue  # not a linear layer: norms, biases, embeddings
+        collectors[name] = _Collector(width)
+        handles.append(linear.register_forward_pre_hook(collectors[name]))
+    try:
+        for batch in batches:
+            inputs = {k: v for k, v in batch.items() if k != "target"}
+            for collector in collectors.values():
+                collector.mask = inputs.get(MASK)
+            evaluator(module.model, inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+        switch.detach()
+    return {name: collector.moment for name, collector in collectors.items()}
