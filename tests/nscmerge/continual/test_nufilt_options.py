@@ -15,7 +15,16 @@ RANKS = {"filter_rank": 6, "adapter_rank": 4, "task_rank": 2}
 
 
 class TestDraws:
-    def test_the_seed_decides_and_layers_differ(self):
+    def test_layers_and_steps_draw_for_themselves(self):
+        method = continual.make("nufilt", **RANKS)
+        drawn = [method._start(module, 9, t) for module, t in (("a", 2), ("b", 2), ("a", 3), ("a", 2))]
+        assert torch.equal(drawn[0], drawn[3])
+        assert not torch.equal(drawn[0], drawn[1])
+        assert not torch.equal(drawn[0], drawn[2])
+        many = continual.make("nufilt", adapter_rank=100, sigma_init=0.02)._start("a", 200, 2)
+        assert float(many.std()) == pytest.approx(0.02, rel=0.02)
+
+    def test_the_seed_decides(self):
         experts = [expert(0), expert(1)]
         one, same, other = (continual.run(experts, "nufilt", seed=s, **RANKS)[-1].delta("a") for s in (1, 1, 2))
         assert torch.equal(one, same)
