@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from benchmarks.large_base import SHAPES, TINY, main
+from benchmarks.large_base import main
+from benchmarks.large_shapes import SHAPES, TINY
 
 
 @pytest.mark.parametrize("name", ["llama3_8b", pytest.param("llava15_7b", marks=pytest.mark.slow)])

@@ -12,8 +12,8 @@ from nscmerge.errors import ConfigError
 from nscmerge.merged_linear import attach
 from nscmerge.objectives import NSC, Entropy
 from nscmerge.objectives.greedy import greedy_answer
+from tests.fakes.answers import t5
 from tests.fakes.fit_llama import TASKS, adapters, llama
-from tests.nscmerge.test_positions import t5
 
 
 def batch():

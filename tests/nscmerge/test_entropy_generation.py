@@ -13,8 +13,8 @@ from nscmerge.errors import ConfigError
 from nscmerge.factors import LowRank
 from nscmerge.merged_linear import attach
 from nscmerge.objectives import Entropy
+from tests.fakes.answers import factors, t5
 from tests.fakes.peft_folder import llama
-from tests.nscmerge.test_positions import factors, t5
 
 TASKS = ("ask", "tell")
 T5_NAMES = ("SelfAttention.q", "SelfAttention.v")
