@@ -45,8 +45,8 @@ class State:
         options: All options with their defaults filled in, JSON-able; ``make(method, variant, **options)`` takes them.
         t: How many experts are in.
         merged: M_t, lambda included, by layer name (of adapters) or tensor name (of full checkpoints). Names that are
-            missing here are zero: the method leaves the base model alone there. Factors are fp64 with scaling 1, or an
-            expert's own while nothing was done to them. May be lazy.
+            missing here are zero: the method leaves the base model alone there. Factors may carry a scaling; they are
+            fp64, or an expert's own while nothing but a scale was done to them. May be lazy.
         shapes: Shape of everything that any expert had, (d_out, d_in) for layers, by name, sorted.
         layers: Names in ``shapes`` that are layers of adapters; the others are tensor names.
         kinds: Layers that are embeddings or convolutions.
