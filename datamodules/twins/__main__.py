@@ -12,8 +12,7 @@ from jsonargparse import ArgumentParser
 
 from datamodules.clip import CLIP_TASKS
 from datamodules.twins.models import write_clip, write_llama, write_llava, write_t5
-from nscmerge.errors import NSCMergeError
-from nscmerge.folders import check_absent
+from nscmerge.errors import NSCMergeError, OutputExistsError
 
 Suite = Literal["nli6", "vlm6", "clip8", "clip14", "clip20", "glue8", "llava4"]
 #: What writes a suite's base model, and the module and function that write its data.
@@ -42,7 +41,8 @@ def write_twin(suite: Suite, output: Path, rows: int = 20, train_rows: int | Non
     Raises:
         OutputExistsError: ``output`` is there already.
     """
-    check_absent(output)
+    if output.exists():
+        raise OutputExistsError(f"{output} is there already and nothing is overwritten. Name a new folder, or move it.")
     base, home, name = WRITERS["clip" if suite.startswith("clip") else suite]
     base(output / "base", seed=seed)
     module = import_module(f"datamodules.twins.{home}")
