@@ -21,6 +21,7 @@ from nscmerge.continual.adamerging import AdaMerging
 from nscmerge.continual.iso_c import IsoC
 from nscmerge.continual.kinds import ContinualMethod
 from nscmerge.continual.knots_ties import KnotsTies
+from nscmerge.continual.lora_wemoe import LoraWemoe
 from nscmerge.continual.magmax import MagMax
 from nscmerge.continual.nufilt import Nufilt
 from nscmerge.continual.opcm import Opcm
@@ -48,6 +49,7 @@ METHODS: dict[str, type[ContinualMethod]] = {
     "opcm": Opcm,
     "nufilt": Nufilt,
     "adamerging": AdaMerging,
+    "lora_wemoe": LoraWemoe,
 }
 
 Adapters = Sequence[Adapter | str | Path] | Mapping[str, Adapter | str | Path]

@@ -53,9 +53,8 @@ class AdaMerging(Unlabelled):
         own = [name for name in step.names if name in step.expert.layers or name in step.expert.dense]
         lam = dict.fromkeys(own, float(self.lam))
         log: dict[str, dict[str, Any]] = {name: {} for name in own}
-        lesson = self.lesson(step.expert)
-        if lesson is not None and self.steps:
-            learned, before, after = self._learn(step, own, lesson, kept)
+        if self.learns(step.expert):
+            learned, before, after = self._learn(step, own, self.lesson(step.expert), kept)
             for name, value in zip(own, learned, strict=True):
                 # Adam leaves alone what never has a gradient, and moves the rest.
                 log[name] = {"entropy_before": before, "entropy_after": after, "reached": value != self.lam}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -77,25 +78,38 @@ class Unlabelled(ContinualMethod, ABC):
                 "nscmerge.base_model.load_base_model gives one."
             )
 
-    def lesson(self, expert: Adapter) -> Lesson | None:
-        """Return what step and task need to learn something, or None where the task has no entropy and that is fine.
+    def learns(self, expert: Adapter) -> bool:
+        """Return whether anything is learned for an expert: False for values that come in at ``start`` values.
+
+        Raises:
+            MethodError: ``tasks`` does not have its task.
+        """
+        if self.tasks is None:
+            return self.steps > 0
+        if expert.name not in self.tasks:
+            raise MethodError(f"{self.NAME}, tasks: {unknown('task', expert.name, self.tasks)}")
+        values = getattr(self.tasks[expert.name], "outputs", None) == "values"
+        return self.steps > 0 and not (values and self.without_entropy == "start")
+
+    def lesson(self, expert: Adapter) -> Lesson:
+        """Return the new task's inputs and what turns them into an entropy.
 
         Raises:
             MethodError: There is no model, or nothing about this task.
             ConfigError: The task predicts values and has no entropy, or says nothing about its outputs.
             AdapterError: The task needs a head and the expert has none, or another one.
         """
-        head, outputs = None, "classes"
+        head: nn.Module | None = None
+        outputs: Any = "classes"
         if self.tasks is not None:
-            if expert.name not in self.tasks:
-                raise MethodError(f"{self.NAME}, tasks: {unknown('task', expert.name, self.tasks)}")
-            outputs = getattr(self.tasks[expert.name], "outputs", "")
-            if outputs == "values" and self.without_entropy == "start":
-                return None
-            # Copies the task, since a head is loaded into it, and refuses what has no entropy.
-            objective = Entropy({expert.name: self.tasks[expert.name]})
-            objective.bind({expert.name: expert})
-            head = objective.tasks[expert.name]
+            if self.learns(expert):
+                # Copies the task, since a head is loaded into it, and refuses what has no entropy.
+                objective = Entropy({expert.name: self.tasks[expert.name]})
+                objective.bind({expert.name: expert})
+                head = objective.tasks[expert.name]
+            else:
+                head = copy.deepcopy(self.tasks[expert.name]).requires_grad_(False).eval()
+            outputs = getattr(head, "outputs", None)
         if self.model is None or self.batches is None:
             missing = [name for name in ("model", "batches") if getattr(self, name) is None]
             raise MethodError(
@@ -162,7 +176,6 @@ class Lesson:
         Raises:
             ConfigError: There are no logits of two classes or more.
         """
-        inputs = start_decoder(self.model, inputs)
         found = run(self.model, inputs)
         logits = found if isinstance(found, Tensor) else getattr(found, "logits", None)
         if not isinstance(logits, Tensor) or logits.ndim not in (2, 3) or logits.shape[-1] < 2:
@@ -171,11 +184,12 @@ class Lesson:
                 f"task '{self.task}': the output is {got}; entropy needs logits, (N, C) or (N, T, V), of two classes "
                 "or more. Give tasks={name: module} where the model alone does not give them."
             )
-        logits = first_token(logits, inputs)
+        logits = first_token(logits, start_decoder(self.model, inputs))
         return entropy(logits.mean(0, keepdim=True) if self.average == "logits" else logits)
 
     def call(self, model: nn.Module, inputs: Inputs) -> Any:
         """Return what the head, or the model itself, gives."""
+        inputs = start_decoder(model, inputs)
         return model(**inputs) if self.head is None else self.head(model, inputs)
 
     def learn(
