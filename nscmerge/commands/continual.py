@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -93,12 +92,14 @@ def parser() -> ArgumentParser:
         description="Merge adapters that arrive one after another; none is kept, and no data is needed.",
     )
     commands = top.add_subcommands(dest="command")
-    start = ArgumentParser(description="Make a growing merge folder from the first adapter.")
+    learned = ", ".join(name for name, method in METHODS.items() if _needs_model(method))
+    more = f" Methods that learn from unlabelled inputs ({learned}): Python only." if learned else ""
+    start = ArgumentParser(description=f"Make a growing merge folder from the first adapter.{more}")
     # The parser wants a sub-command's own sub-commands only after it is in its place.
     commands.add_subcommand("start", start, help="make a growing merge folder from the first adapter")
     methods = start.add_subcommands(dest="method")
     for name, method in METHODS.items():
-        if not _needs_objects(method):
+        if not _needs_model(method):
             methods.add_subcommand(name, _method_parser(method), help=_summary(method))
     commands.add_subcommand("append", _append_parser(), help="absorb the next adapter into it")
     commands.add_subcommand("show", _show_parser(), help="what was absorbed, in which order, and what it did")
@@ -106,10 +107,9 @@ def parser() -> ArgumentParser:
     return top
 
 
-def _needs_objects(method: type[ContinualMethod]) -> bool:
-    """True for methods that need what no command line can say (a model, unlabelled inputs)."""
-    missing = (MISSING, MISSING)
-    return any((f.default, f.default_factory) == missing for f in fields(method) if f.name in method.OBJECTS)
+def _needs_model(method: type[ContinualMethod]) -> bool:
+    """True for methods that learn from unlabelled inputs: no command line can give them a model and a data loader."""
+    return "model" in method.OBJECTS
 
 
 def _method_parser(method: type[ContinualMethod]) -> ArgumentParser:

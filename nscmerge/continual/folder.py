@@ -133,7 +133,13 @@ def append_to(folder: str | Path, adapter: Adapter | str | Path, *, watch: Watch
         measures = [*record.measures, measure(record.state, expert, state, watch)]
         step = _write_step(Record(state, measures), method, path, watch)
         after = _shown(step, who)
-        switch(path, step, after, before)
+        try:
+            switch(path, step, after, before)
+        except BaseException:
+            # On a full disk a step that does not count is in the way.
+            if current_step(path) != step:
+                shutil.rmtree(step, ignore_errors=True)
+            raise
         # The new merge counts by now, so whatever cannot be removed is left to the next step.
         with suppress(OSError):
             tidy(path, state.t, after)

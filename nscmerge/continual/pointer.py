@@ -17,10 +17,11 @@ import re
 import secrets
 import shutil
 from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 
 from nscmerge.continual.state_files import SUMS
-from nscmerge.errors import AdapterError
+from nscmerge.errors import AdapterError, OutputError
 
 CURRENT = "current"
 STEPS = "steps"
@@ -79,12 +80,24 @@ def switch(folder: Path, step: Path, files: Collection[str], before: Collection[
     else:
         _replace_by_text(folder / CURRENT, f"{named}\n")
     _sync(folder)
-    for name in sorted(set(before) - set(files)):
-        _remove(folder / name)
+    # The new step counts by now. What is left over dangles, and the next step removes it.
+    with suppress(OSError):
+        for name in sorted(set(before) - set(files)):
+            _remove(folder / name)
     if not links:
+        _copy_to_top(folder, step, files)
+
+
+def _copy_to_top(folder: Path, step: Path, files: Collection[str]) -> None:
+    try:
         for name in sorted(files):
             _replace_by_copy(folder / name, step / name)
-    _sync(folder)
+        _sync(folder)
+    except OSError as error:
+        raise OutputError(
+            f"merge folder {folder}: {step.name} experts are in, but the merge could not be copied from {step} to the "
+            f"top of the folder ({error}). Use it there, or from nscmerge continual export."
+        ) from error
 
 
 def tidy(folder: Path, number: int, files: Collection[str]) -> Path:
