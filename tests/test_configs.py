@@ -59,6 +59,8 @@ def whole(file):
             task = part.removeprefix("expert").removeprefix("_") or LANGUAGE[suite]
             return [*whole(f"experts/{'clip' if 'clip' in suite else suite}/{task}.yaml"), file]
         return [f"experiments/{suite}_{'nsc' if part in ('merge', 'data') else part}.yaml", file]
+    if folder == "trainer":
+        return ["experiments/nli6_nsc.yaml", file]
     return [PARTS[file], file] if file in PARTS else [file]
 
 
@@ -70,8 +72,26 @@ def parsed(capsys, *args):
     return yaml.safe_load(out)
 
 
-@pytest.mark.parametrize("file", FILES)
+def checked_elsewhere(file):
+    """Whether fast tests hold a file to its like (test_language_configs) or run it (test_language_end_to_end)."""
+    folder, name = file.rsplit("/", 1)
+    if folder in SUITES and folder.removeprefix("experts/") in {*LANGUAGE, "clip"}:
+        return name not in ("common.yaml", f"{SUITES[folder]}.yaml")
+    return "clip14" in file or "clip20" in file or (folder.startswith("twins/") and folder != "twins/nli6")
+
+
+def marked(file):
+    """Parsing takes seconds where there are many tasks, so what is checked elsewhere is parsed in slow tests alone."""
+    return pytest.param(file, marks=pytest.mark.slow) if checked_elsewhere(file) else file
+
+
+@pytest.mark.parametrize("file", map(marked, FILES))
 def test_parses(file, capsys):
+    if file.startswith("trainer/"):
+        got = parsed(capsys, "fit", "--config", str(CONFIGS / whole(file)[0]), "--trainer", str(CONFIGS / file))
+        for key, value in yaml.safe_load((CONFIGS / file).read_text()).items():
+            assert got["trainer"][key] == value or got["trainer"][key]["class_path"] == value["class_path"]
+        return
     command = next((c for word, c in (("benchmark", "test"), ("search", "search")) if word in file), "fit")
     files = [str(CONFIGS / f) for f in whole(file)]
     if file.endswith("data.yaml") or file.startswith("data/"):

@@ -25,14 +25,14 @@ WRITERS: dict[str, tuple[Callable[..., Path], str, str]] = {
 }
 
 
-def write_twin(suite: Suite, output: Path, rows: int = 20, train_rows: int | None = None, seed: int = 0) -> list[str]:
+def write_twin(suite: Suite, output: Path, rows: int = 20, train_rows: int = 60, seed: int = 0) -> list[str]:
     """Write ``base/``, a tiny random model with its tokenizer or processor, and ``data/TASK/`` for every task.
 
     Args:
         suite: Which suite of configs/experiments.
         output: Folder to write; must not exist.
         rows: Rows of every split, 10 or more.
-        train_rows: Rows of the training splits; None takes ``rows``.
+        train_rows: Rows of the training splits.
         seed: Of weights and rows.
 
     Returns:
@@ -60,9 +60,7 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("suite", type=Suite, help="suite of configs/experiments")
     parser.add_argument("--output", type=Path, required=True, help="folder to write; must not exist")
     parser.add_argument("--rows", type=int, default=20, help="rows of every split, 10 or more")
-    parser.add_argument(
-        "--train-rows", type=int, default=None, help="rows of the training splits; default: as the others"
-    )
+    parser.add_argument("--train-rows", type=int, default=60, help="rows of the training splits")
     parser.add_argument("--seed", type=int, default=0, help="of weights and rows")
     options = parser.parse_args(args).as_dict()
     datasets.disable_progress_bars()
