@@ -88,7 +88,7 @@ class Clock(Callback):
             self.seconds.append(time.perf_counter() - self._start)
         self.losses.append(float(outputs["loss"]))
 
-    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Take the base out of the module, for what the trainer does next is to move all of it to the CPU."""
         del pl_module.base
 
