@@ -34,10 +34,10 @@ def _start(options: dict[str, Any]) -> None:
     name = options["method"]
     given = dict(options[name])
     source, output = given.pop("adapter"), check_absent(given.pop("output"))
-    base = given.pop("base", None)
+    base, measured = given.pop("base", None), given.pop("measure", True)
     method = make(name, given.pop("variant", "default"), **given)
     with progress_bars() as watch:
-        start_folder(output, method, _load(source, base), watch=watch)
+        start_folder(output, method, _load(source, base), measured=measured, watch=watch)
     print(f"merge of 1 expert written to {output}; the next: nscmerge continual append {output} --adapter NEXT")
 
 
@@ -46,7 +46,8 @@ def _append(options: dict[str, Any]) -> None:
     # Refuses a folder that is none, or damaged, before an adapter is downloaded.
     load_state(folder)
     with progress_bars() as watch:
-        state = append_to(folder, _load(source, options.get("base")), watch=watch)
+        expert = _load(source, options.get("base"))
+        state = append_to(folder, expert, measured=options.get("measure", True), watch=watch)
     print(f"merge folder {folder} holds {state.t} experts now: {', '.join(one.name for one in state.absorbed)}")
 
 
@@ -148,6 +149,8 @@ def _export_parser() -> ArgumentParser:
 def _adapter_arguments(own: ArgumentParser) -> None:
     own.add_argument("--adapter", type=str, required=True, help="adapter folder or hub id, or NAME=FOLDER")
     own.add_argument("--base", type=str, default=None, help="base weights, only to merge whole tensors")
+    help_ = "overlaps, stability and plasticity for show; takes a while on dense matrices"
+    own.add_argument("--measure", type=bool, default=True, help=help_)
 
 
 def _summary(method: type[ContinualMethod]) -> str:

@@ -24,7 +24,15 @@ from nscmerge.continual.kinds import ContinualMethod
 from nscmerge.continual.measures import measure
 from nscmerge.continual.pointer import STEPS, current_step, switch, tidy
 from nscmerge.continual.state import State
-from nscmerge.continual.state_files import Measures, Record, check_sums, is_state_file, read_record, write_record
+from nscmerge.continual.state_files import (
+    Measures,
+    Record,
+    check_sums,
+    is_state_file,
+    listed_files,
+    read_record,
+    write_record,
+)
 from nscmerge.errors import AdapterError, NSCMergeError, OutputError
 from nscmerge.factors import LowRank
 from nscmerge.folders import check_absent, new_folder
@@ -37,7 +45,12 @@ _UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPER
 
 
 def start_folder(
-    folder: str | Path, method: ContinualMethod, first: Adapter | str | Path, *, watch: Watch = quiet
+    folder: str | Path,
+    method: ContinualMethod,
+    first: Adapter | str | Path,
+    *,
+    measured: bool = True,
+    watch: Watch = quiet,
 ) -> State:
     """Make a growing folder from the first expert and return its state.
 
@@ -45,6 +58,8 @@ def start_folder(
         folder: Folder to make.
         method: From :func:`nscmerge.continual.make`.
         first: An adapter, its folder or its hub id.
+        measured: Whether :func:`~nscmerge.continual.measures.measure` looks at the step, for ``show``; costs little on
+            factors, up to some randomised SVDs per matrix on dense ones.
         watch: Wraps loops over names, to show progress.
 
     Raises:
@@ -55,7 +70,8 @@ def start_folder(
     check_absent(folder)
     first = first if isinstance(first, Adapter) else load_adapter(first)
     state = method.start(first, watch=watch)
-    return save_state(state, folder, method, measures=[measure(None, first, state, watch)], watch=watch)
+    measures = [measure(None, first, state, watch) if measured else {}]
+    return save_state(state, folder, method, measures=measures, watch=watch)
 
 
 def save_state(
@@ -101,7 +117,9 @@ def load_record(folder: str | Path) -> Record:
     return _of_current(path, lambda step: read_record(step, f"merge folder {path}"))
 
 
-def append_to(folder: str | Path, adapter: Adapter | str | Path, *, watch: Watch = quiet, **objects: Any) -> State:
+def append_to(
+    folder: str | Path, adapter: Adapter | str | Path, *, measured: bool = True, watch: Watch = quiet, **objects: Any
+) -> State:
     """Absorb one more expert into a growing folder, which is the old merge until the new one is complete on the disk.
 
     Needs the folder and the expert, and none of the earlier ones.
@@ -110,6 +128,8 @@ def append_to(folder: str | Path, adapter: Adapter | str | Path, *, watch: Watch
         folder: From :func:`save_state` or ``nscmerge continual start``.
         adapter: The next expert, its folder or its hub id. Layers that it spells differently, as its base model was
             wrapped differently, get the merge's names.
+        measured: Whether :func:`~nscmerge.continual.measures.measure` looks at the step, for ``show``; costs little on
+            factors, up to some randomised SVDs per matrix on dense ones.
         watch: Wraps loops over names, to show progress.
         **objects: What the method needs beside its settings and no folder can hold (NUFILT's ``init``, a model).
 
@@ -130,10 +150,12 @@ def append_to(folder: str | Path, adapter: Adapter | str | Path, *, watch: Watch
         method = _method(record.state, objects)
         expert = _spelled_as(record.state, expert)
         state = method.append(record.state, expert, watch=watch)
-        measures = [*record.measures, measure(record.state, expert, state, watch)]
+        measures = [*record.measures, measure(record.state, expert, state, watch) if measured else {}]
         step = _write_step(Record(state, measures), method, path, watch)
-        after = _shown(step, who)
         try:
+            # Read back and checked before it counts.
+            new = read_record(step, who).state
+            after = _shown(step, who)
             switch(path, step, after, before)
         except BaseException:
             # On a full disk a step that does not count is in the way.
@@ -143,7 +165,7 @@ def append_to(folder: str | Path, adapter: Adapter | str | Path, *, watch: Watch
         # The new merge counts by now, so whatever cannot be removed is left to the next step.
         with suppress(OSError):
             tidy(path, state.t, after)
-        return read_record(step, who).state
+        return new
 
 
 def export(folder: str | Path, output: str | Path) -> Path:
@@ -189,7 +211,7 @@ def _write_step(record: Record, method: ContinualMethod, folder: Path, watch: Wa
 
 def _shown(step: Path, who: str) -> list[str]:
     """Return the names of a step's merge, as the top of the folder shows them: files, and directories of tasks."""
-    return sorted({name.partition("/")[0] for name in check_sums(step, who) if not is_state_file(name)})
+    return sorted({name.partition("/")[0] for name in listed_files(step, who) if not is_state_file(name)})
 
 
 def _existing(folder: str | Path) -> Path:

@@ -147,37 +147,49 @@ def read_record(folder: Path, who: str) -> Record:
         ) from error
 
 
+_ADVICE = "Nothing was changed. Take the folder from a backup, or start again."
+
+
 def check_sums(folder: Path, who: str) -> list[str]:
     """Return the files that belong to a directory, sorted, each as its hash says.
 
     Raises:
         AdapterError: One is missing or has other bytes; or the list itself is gone.
     """
-    advice = "Nothing was changed. Take the folder from a backup, or start again."
+    listed = listed_files(folder, who)
+    for name, expected in listed.items():
+        if not (folder / name).is_file():
+            raise AdapterError(f"{who}: {name} is missing. {_ADVICE}", "state-damaged")
+        if (got := sha256_file(folder / name)) != expected:
+            raise AdapterError(
+                f"{who}: {name} is damaged: its SHA-256 is {got[:12]}..., expected {expected[:12]}.... {_ADVICE}",
+                "state-damaged",
+            )
+    return sorted(listed)
+
+
+def listed_files(folder: Path, who: str) -> dict[str, str]:
+    """Return the hash of every file that belongs to a directory, by name, as its list has them; none is checked.
+
+    Raises:
+        AdapterError: The list is gone or damaged.
+    """
     try:
         lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
         raise AdapterError(
-            f"{who}: {SUMS} cannot be read ({error}); the state is incomplete. {advice}", "state-damaged"
+            f"{who}: {SUMS} cannot be read ({error}); the state is incomplete. {_ADVICE}", "state-damaged"
         ) from error
-    names = []
+    listed: dict[str, str] = {}
     for line in lines:
         # The list is as untrusted as the rest: a name must stay inside.
         found = re.fullmatch(r"([0-9a-f]{64})  ([^/\\]\S.*|[^/\\\s])", line)
         if found is None or ".." in Path(found[2]).parts:
-            raise AdapterError(f"{who}: {SUMS} is damaged (line {line[:80]!r}). {advice}", "state-damaged")
-        expected, name = found.groups()
-        if not (folder / name).is_file():
-            raise AdapterError(f"{who}: {name} is missing. {advice}", "state-damaged")
-        if (got := sha256_file(folder / name)) != expected:
-            raise AdapterError(
-                f"{who}: {name} is damaged: its SHA-256 is {got[:12]}..., expected {expected[:12]}.... {advice}",
-                "state-damaged",
-            )
-        names.append(name)
-    if STATE not in names:
-        raise AdapterError(f"{who}: {SUMS} does not list {STATE}; the state is incomplete. {advice}", "state-damaged")
-    return sorted(names)
+            raise AdapterError(f"{who}: {SUMS} is damaged (line {line[:80]!r}). {_ADVICE}", "state-damaged")
+        listed[found[2]] = found[1]
+    if STATE not in listed:
+        raise AdapterError(f"{who}: {SUMS} does not list {STATE}; the state is incomplete. {_ADVICE}", "state-damaged")
+    return listed
 
 
 def is_state_file(name: str) -> bool:

@@ -70,6 +70,18 @@ def test_options_of_every_kind(experts, tmp_path):
     assert options[2]["rank"] == 2
 
 
+def test_nothing_is_measured_if_not_wanted(experts, tmp_path, capsys):
+    folder = tmp_path / "f"
+    command("start", "ties", "--adapter", experts[0], "--output", folder, "--measure", "false")
+    command("append", folder, "--adapter", experts[1], "--measure", "false")
+    command("append", folder, "--adapter", experts[2])
+    capsys.readouterr()
+    command("show", folder, "--format", "json")
+    steps = json.loads(capsys.readouterr().out)["steps"]
+    assert [step["layers"] for step in steps] == [0, 0, 1]
+    assert [step["plasticity"] is None for step in steps] == [True, True, False]
+
+
 def test_a_checkpoint_of_the_whole(experts, tmp_path, capsys):
     base = tmp_path / "base"
     base.mkdir()

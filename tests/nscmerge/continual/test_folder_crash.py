@@ -100,8 +100,11 @@ def test_at_random_moments(tmp_path):
     while len(list((copy / "steps").iterdir())) < 2 and process.poll() is None:
         time.sleep(0.002)
     until_writing = time.monotonic() - begin
+    while (copy / "current").readlink() == Path("steps/0001") and process.poll() is None:
+        time.sleep(0.002)
+    # A little longer than until the switch, so that both sides of it are met.
+    writing = 1.3 * (time.monotonic() - begin - until_writing)
     process.wait()
-    writing = time.monotonic() - begin - until_writing
     seen_ends = []
     for n in range(KILLS):
         folder = tmp_path / f"random{n}"
