@@ -63,3 +63,49 @@ def matrix_figure(results: Results) -> Figure:
     grid[0][0].set_ylabel("after step", fontsize=7)
     figure.colorbar(image, ax=grid, label="percent of the expert", pad=0.01, shrink=0.8)
     return figure
+
+
+def sweeps(results: Results, around: str) -> dict[str, list[tuple[float, str]]]:
+    """Return, for every numeric option in which some methods differ from one method and in nothing else, their names.
+
+    Args:
+        results: Of all of them.
+        around: Name of that one method.
+
+    Returns:
+        By option: pairs of its value and the method's name, sorted; the method in the middle is among them.
+    """
+    first = {run.name: run for run in reversed(results.runs) if run.complete}
+    if around not in first:
+        return {}
+    centre = first[around]
+    found: dict[str, list[tuple[float, str]]] = {}
+    for name, run in first.items():
+        if (run.method, run.variant) != (centre.method, centre.variant):
+            continue
+        differing = [key for key, value in run.options.items() if centre.options.get(key) != value]
+        if len(differing) == 1 and type(value := run.options[differing[0]]) in (int, float):
+            found.setdefault(differing[0], [(float(centre.options[differing[0]]), around)]).append((float(value), name))
+    return {option: sorted(pairs) for option, pairs in found.items()}
+
+
+def sweep_figure(results: Results, around: str) -> Figure | None:
+    """Return ACC and BWT over every option that is varied around one method, as Figure 4 has it; None where none is."""
+    if not (found := sweeps(results, around)):
+        return None
+    figure = Figure(figsize=(3.2 * len(found), 3.2), layout="constrained")
+    grid = figure.subplots(1, len(found), squeeze=False)[0]
+    for axes, (option, pairs) in zip(grid, found.items(), strict=True):
+        values = [value for value, _ in pairs]
+        for label, of in (("ACC", results.acc), ("BWT", results.bwt)):
+            points = [of(name, True) for _, name in pairs]
+            spread = [0.0 if math.isnan(point.std) else point.std for point in points]
+            axes.errorbar(values, [point.mean for point in points], yerr=spread, marker="o", markersize=3, label=label)
+        axes.set_xscale("symlog", linthresh=min(v for v in values if v) if any(values) else 1.0)
+        axes.set_xticks(values, [f"{value:g}" for value in values], fontsize=7)
+        axes.minorticks_off()
+        axes.set_xlabel(option)
+        axes.grid(alpha=0.3)
+    grid[0].set_ylabel("normalized, percent (points for BWT)")
+    grid[0].legend(fontsize=7)
+    return figure

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,13 +10,12 @@ from typing import Any
 
 from lightning import LightningDataModule, Trainer
 from torch import nn
-from torch.utils.data import DataLoader
 
 from nscmerge.adapters import Adapter
 from nscmerge.base_model import BaseModel, load_base_model
 from nscmerge.batching import tasks_of
 from nscmerge.candidates import expert_layers, merge_layers
-from nscmerge.continual import ContinualMethod, make
+from nscmerge.continual import METHODS, ContinualMethod, make
 from nscmerge.errors import ConfigError
 from nscmerge.switch import Layers, attach_switch
 from nscmerge.update import Update
@@ -24,6 +24,7 @@ from tasks.base import Task
 from tasks.benchmark import Benchmark
 from tasks.continual.checkpoints import read_checkpoint
 from tasks.continual.orders import Orders, task_orders
+from tasks.continual.seen import SeenData, unlabelled
 from tasks.expert import read_expert
 
 #: Name of the one update that is attached.
@@ -40,19 +41,36 @@ class ContinualForm:
         method: A name in :data:`nscmerge.continual.METHODS`.
         variant: ``default``, ``papercode``, or a method's own.
         options: The method's options; those left out have their defaults.
+        samples: For methods that learn from unlabelled inputs: how many of each task.
+        batch_size: For those: inputs per step.
     """
 
     method: str
     variant: str = "default"
     options: dict[str, Any] = field(default_factory=dict)
+    samples: int = 100
+    batch_size: int = 8
 
-    def make(self) -> ContinualMethod:
+    @property
+    def learns(self) -> bool:
+        """Whether the method needs a model and unlabelled inputs."""
+        return {"model", "batches", "tasks"} <= set(METHODS[self.method].OBJECTS)
+
+    def make(self, **objects: Any) -> ContinualMethod:
         """Return the method.
+
+        Args:
+            **objects: Model, batches and tasks, for one that learns.
 
         Raises:
             MethodError: An unknown name or an option out of range.
         """
-        return make(self.method, self.variant, **self.options)
+        return make(self.method, self.variant, **self.options, **objects)
+
+    def settings(self) -> dict[str, Any]:
+        """Return all options for the record, JSON-able."""
+        found = json.loads(json.dumps(self.make().options, default=str))
+        return {**found, "samples": self.samples, "batch_size": self.batch_size} if self.learns else found
 
 
 class ContinualBenchmark(Benchmark):
@@ -72,6 +90,9 @@ class ContinualBenchmark(Benchmark):
         losses: Whether to measure the stability and plasticity losses of every step.
         activations: Inputs per task, of its validation split without labels, on which the losses on activations are
             measured, too; 0 leaves those out.
+        layer_groups: Patterns of layer names by the name of their group, for the affinity of subspaces.
+        tables: Folder of tables and figures; None takes ``output``. Several selections of methods can share a folder of
+            results, and what one has measured the others need not.
 
     Raises:
         ConfigError: No method, an order that does not fit, or names that differ.
@@ -91,6 +112,8 @@ class ContinualBenchmark(Benchmark):
         percent: float | None = 100.0,
         losses: bool = True,
         activations: int = 0,
+        layer_groups: dict[str, list[str]] | None = None,
+        tables: Path | None = None,
     ) -> None:
         if isinstance(experts, str):
             if _PLACE not in experts:
@@ -107,6 +130,8 @@ class ContinualBenchmark(Benchmark):
         self.orders = task_orders(list(tasks), orders)
         self.checkpoint_class, self.percent = checkpoint_class, percent
         self.losses, self.activations = losses, activations
+        self.layer_groups = dict(layer_groups or {})
+        self.tables = self.folder if tables is None else Path(tables)
         self.candidates = [_STEP]
         metrics = nn.ModuleList(task.metrics() for task in tasks.values())
         self.metrics = nn.ModuleList([metrics]).requires_grad_(False)
@@ -146,14 +171,14 @@ class ContinualBenchmark(Benchmark):
             return self._adapters[task]
         return read_checkpoint(str(self.experts[task]), self.checkpoint_class, task, self.model)
 
-    def layers_of(self, update: Update | Adapter | None, name: str) -> Layers:
-        """Return what an expert or a merge switches on in the base model; nothing for None."""
-        if update is None:
-            return {}
-        if isinstance(update, Adapter):
-            return expert_layers(self.model, update, name)
-        (layers,) = merge_layers(self.model, update, [], name).values()
-        return layers
+    def made(self, form: ContinualForm, data: LightningDataModule) -> ContinualMethod:
+        """Return a method, with model and unlabelled inputs (of the validation split) if it learns."""
+        if not form.learns:
+            return form.make()
+        self.configure_model()
+        tasks = {name: self.task_of(name) for name in self.task_names}
+        batches = unlabelled(data, form.samples, form.batch_size)
+        return form.make(model=self.model, batches=batches, tasks=tasks)
 
     def score(
         self, trainer: Trainer, data: LightningDataModule, update: Update | Adapter | None, tasks: Sequence[str]
@@ -168,9 +193,13 @@ class ContinualBenchmark(Benchmark):
         """
         self.configure_model()
         self.seen = list(tasks)
-        switch = attach_switch(self.model, {_STEP: self.layers_of(update, _STEP)})
-        self._switch = switch
-        self._active = {(_STEP, task): _STEP for task in tasks}
+        found: Mapping[str | None, Layers] = {None: {}}
+        if isinstance(update, Adapter):
+            found = {None: expert_layers(self.model, update, update.name)}
+        elif update is not None:
+            found = merge_layers(self.model, update, tasks, _STEP)
+        self._switch = switch = attach_switch(self.model, {task or _STEP: layers for task, layers in found.items()})
+        self._active = {(_STEP, task): task if task in found else _STEP for task in tasks}
         try:
             trainer.test(self, datamodule=SeenData(data, tasks), verbose=False)
         finally:
@@ -201,39 +230,3 @@ class ContinualBenchmark(Benchmark):
             "note": getattr(data, "note", None),
             "test_samples": getattr(data, "test_samples", None),
         }
-
-
-class SeenData(LightningDataModule):
-    """The test loaders of the tasks seen so far, of another data module.
-
-    Args:
-        data: Has ``task_names``, and ``batch_keys`` in the order of its test loaders.
-        tasks: Which ones are seen.
-
-    Raises:
-        ConfigError: It is no joint data module.
-    """
-
-    def __init__(self, data: LightningDataModule, tasks: Sequence[str]) -> None:
-        super().__init__()
-        if not hasattr(data, "task_names"):
-            raise ConfigError("the protocol needs a data module with task_names, such as datamodules.joint.")
-        self.data = data
-        self.task_names = list(data.task_names)
-        keys = getattr(data, "batch_keys", self.task_names)
-        self._wanted = [any(name in tasks for name in tasks_of(key)) for key in keys]
-        self.batch_keys = [key for key, wanted in zip(keys, self._wanted, strict=True) if wanted]
-
-    def prepare_data(self) -> None:
-        """Fetch what the tasks' data need."""
-        self.data.prepare_data()
-
-    def setup(self, stage: str | None = None) -> None:
-        """Read the tasks' data."""
-        self.data.trainer = self.trainer
-        self.data.setup(stage or "test")
-
-    def test_dataloader(self) -> list[DataLoader[Any]]:
-        """Return one labelled loader per key that has a task in it that is seen."""
-        loaders = self.data.test_dataloader()
-        return [loader for loader, wanted in zip(loaders, self._wanted, strict=True) if wanted]

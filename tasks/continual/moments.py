@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from lightning import LightningDataModule
 from torch import Tensor, nn
 
-from nscmerge.batching import MASK, tasks_of
-from nscmerge.errors import ConfigError
+from nscmerge.batching import MASK
+from nscmerge.candidates import expert_layers
 from nscmerge.layer_names import ModelNames
 from nscmerge.switch import attach_switch
 from tasks.continual.module import ContinualBenchmark
+from tasks.continual.seen import unlabelled
 
 
 class _Collector:
@@ -40,39 +41,27 @@ class _Collector:
 
 
 @torch.no_grad()
-def input_moments(
-    module: ContinualBenchmark, data: LightningDataModule, samples: int, split: str = "val"
-) -> dict[str, dict[str, Tensor]]:
+def input_moments(module: ContinualBenchmark, data: LightningDataModule, samples: int) -> dict[str, dict[str, Tensor]]:
     """Return E[x x^T] of every layer that an expert changes, by task, then by layer name as the expert spells it.
 
     x are the inputs of the layer in the task's own expert, mean over valid tokens and samples.
 
     Args:
         module: Model and experts.
-        data: Their inputs; labels are dropped.
+        data: Their inputs: of the validation split, without labels.
         samples: At most so many per task.
-        split: Which inputs.
 
     Raises:
         ConfigError: The data module gives no batches of a chosen split.
     """
-    if not hasattr(data, "labelled_dataloaders"):
-        raise ConfigError(f"{type(data).__name__} gives no batches of a chosen split; use datamodules.joint.")
     module.configure_model()
-    data.prepare_data()
-    data.setup("validate")
-    loaders = data.labelled_dataloaders(split, samples)
-    found: dict[str, dict[str, Tensor]] = {}
-    for key, loader in loaders.items():
-        for task in tasks_of(key):
-            found[task] = _of_task(module, task, loader)
-    return found
+    return {task: _of_task(module, task, batches) for task, batches in unlabelled(data, samples).items()}
 
 
-def _of_task(module: ContinualBenchmark, task: str, batches: Sequence[Any]) -> dict[str, Tensor]:
+def _of_task(module: ContinualBenchmark, task: str, batches: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     expert = module.expert(task)
     names = [*expert.layers, *(t.removesuffix(".weight") for t in expert.dense)]
-    switch = attach_switch(module.model, {"expert": module.layers_of(expert, task)})
+    switch = attach_switch(module.model, {"expert": expert_layers(module.model, expert, task)})
     switch.activate("expert")
     model = ModelNames(module.model)
     evaluator = module.task_of(task)
@@ -87,10 +76,9 @@ def _of_task(module: ContinualBenchmark, task: str, batches: Sequence[Any]) -> d
         handles.append(linear.register_forward_pre_hook(collectors[name]))
     try:
         for batch in batches:
-            inputs = {k: v for k, v in batch.items() if k != "target"}
             for collector in collectors.values():
-                collector.mask = inputs.get(MASK)
-            evaluator(module.model, inputs)
+                collector.mask = batch.get(MASK)
+            evaluator(module.model, batch)
     finally:
         for handle in handles:
             handle.remove()

@@ -59,7 +59,9 @@ def run(trainer: Trainer, module: ContinualBenchmark, data: LightningDataModule)
 
         if not runs[i].complete:
             print(f"{name}, order {number} of {len(module.orders)}", flush=True)
-            runs[i] = advance(runs[i], form.make(), module.expert, score, save, losses=module.losses, moments=moments)
+            runs[i] = advance(
+                runs[i], module.made(form, data), module.expert, score, save, losses=module.losses, moments=moments
+            )
             results = Results(columns, base, expert, [one for one in runs if one.complete], module.percent)
             print(results.line(name), flush=True)
     return Results(columns, base, expert, runs, module.percent, note=getattr(data, "note", None))
@@ -112,8 +114,7 @@ def _begun(output: Path, name: str, form: ContinualForm, number: int, order: Seq
     Raises:
         ConfigError: What is there has other options or another order.
     """
-    made = form.make()
-    run = Run(name, form.method, form.variant, json.loads(json.dumps(made.options, default=str)), list(order))
+    run = Run(name, form.method, form.variant, form.settings(), list(order))
     file = _file(output, name, number)
     if not file.is_file():
         return run

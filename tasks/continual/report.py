@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from tasks.continual.figures import curve_figure, matrix_figure
+from tasks.continual.figures import curve_figure, matrix_figure, sweep_figure
 from tasks.continual.results import Results
 
 #: Headings of the losses, by their name in the record.
@@ -16,7 +16,10 @@ LOSSES = ("stability", "plasticity", "data_stability", "data_plasticity")
 
 
 def write_report(results: Results, output: Path) -> str:
-    """Write ``steps.csv``, ``summary.csv``, ``continual.md``, ``matrix.png`` and ``curve.png``; return the Markdown."""
+    """Write ``steps.csv``, ``summary.csv``, ``continual.md``, ``matrix.png`` and ``curve.png``; return the Markdown.
+
+    ``sweep.png`` comes with them where methods differ from the first such method in one number each.
+    """
     output.mkdir(parents=True, exist_ok=True)
     text = as_markdown(results)
     for name, content in {
@@ -28,6 +31,10 @@ def write_report(results: Results, output: Path) -> str:
     if results.methods:
         matrix_figure(results).savefig(output / "matrix.png", dpi=150)
         curve_figure(results).savefig(output / "curve.png", dpi=150)
+    for name in results.methods:
+        if (figure := sweep_figure(results, name)) is not None:
+            figure.savefig(output / "sweep.png", dpi=150)
+            break
     return text
 
 
