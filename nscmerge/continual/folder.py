@@ -275,7 +275,8 @@ def _disk(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        full = isinstance(error, SafetensorError) and ("StorageFull" in str(error) or "code: 28" in str(error))
+        # The library has no error numbers, only Rust's words for them.
+        full = isinstance(error, SafetensorError) and ("os error 28" in str(error) or "StorageFull" in str(error))
         if isinstance(error, NSCMergeError) or not (
             full or (isinstance(error, OSError) and error.errno in _UNWRITABLE)
         ):

@@ -7,6 +7,7 @@ from hashlib import sha256
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from nscmerge import Adapter, LowRank, continual, merge, save_adapter
 from nscmerge.continual.folder import append_to, export, load_state, start_folder
@@ -201,12 +202,26 @@ def test_leftovers_are_ignored_and_removed_by_the_next_append(folder):
     assert {p.name for p in folder.iterdir()} == shown | {"current", "notes.txt", "steps"}
 
 
-def test_a_full_disk_says_so(folder, monkeypatch):
-    def full(*args, **kwargs):
-        raise OSError(28, "No space left on device")
+#: What the library of the format says of a full disk; it has no error numbers.
+RUST = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr("nscmerge.continual.state_files.ShardWriter.add", full)
+
+@pytest.mark.parametrize(
+    ("place", "error"),
+    [
+        ("nscmerge.continual.state_files.ShardWriter.add", OSError(28, "No space left on device")),
+        ("nscmerge.adapters.write_tensors", RUST),
+    ],
+)
+def test_a_full_disk_says_so(place, error, folder, monkeypatch):
+    def full(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(place, full)
     before = content(folder)
     with pytest.raises(OutputError, match=r"No space left on device.*Free some space"):
         append_to(folder, adapter(2))
+    with pytest.raises(OutputError, match=r"No space left on device.*Free some space"):
+        start_folder(folder.parent / "new", continual.make("opcm"), adapter(2))
     assert content(folder) == before
+    assert not (folder.parent / "new").exists()
