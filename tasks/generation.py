@@ -55,6 +55,9 @@ class GreedyAnswers(nn.Module):
         given = dict(inputs) if with_encoder else left_padded(inputs)
         given.pop("decoder_input_ids", None)
         pad, eos = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id
+        own = model.generation_config.eos_token_id  # type: ignore[union-attr]
+        # What a training appends is the tokenizer's; a checkpoint may name others beside it, or another one.
+        ends = {eos, *(own if isinstance(own, list) else [own])} - {None}
         tokens = model.generate(  # type: ignore[operator]
             **given,
             max_new_tokens=self.max_new_tokens,
@@ -66,6 +69,7 @@ class GreedyAnswers(nn.Module):
             top_k=None,
             use_cache=True,
             pad_token_id=eos if pad is None else pad,
+            eos_token_id=sorted(ends) or None,
         )
         # A decoder of its own starts with one token that is no answer; otherwise the prompt comes first.
         start = 1 if with_encoder else given["input_ids"].shape[1]
