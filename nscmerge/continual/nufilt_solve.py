@@ -41,6 +41,10 @@ class Problem:
         """[V_p, V_v] side by side, (d_in, p + q); not orthogonal in general."""
         return torch.cat([self.Vp, self.Vv], dim=1)
 
+    def to(self, dtype: torch.dtype) -> Problem:
+        """Return the same problem in another dtype."""
+        return Problem(*(x.to(dtype) for x in (self.K, self.Vp, self.Vv, self.target)), self.outside)
+
     def losses(self, update: Tensor | None) -> tuple[float, float]:
         """Return (stability, plasticity), whose sum is the loss, for U^T times the adapter's update (rho, d_in).
 
