@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from nscmerge.errors import OutputError, OutputExistsError
 
 #: What a system says of a place that cannot be written, as opposed to a file that cannot be read.
@@ -59,12 +61,20 @@ def new_folder(path: str | Path) -> Iterator[Path]:
         _flush(path.parent)
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
-        if isinstance(error, OSError) and error.errno in _UNWRITABLE:
+        if unwritable(error):
             raise OutputError(
-                f"{path} cannot be written ({error.strerror}); nothing of it was kept. Free some space, or name an "
+                f"{path} cannot be written ({getattr(error, 'strerror', None) or error}); nothing of it was kept. Free some space, or name an "
                 "output on a disk that can be written."
             ) from error
         raise
+
+
+def unwritable(error: BaseException) -> bool:
+    """Return True if ``error`` says that a disk is full, or may not be written."""
+    if isinstance(error, SafetensorError):
+        # The library has no error numbers, only Rust's words for them.
+        return "os error 28" in str(error) or "StorageFull" in str(error)
+    return isinstance(error, OSError) and error.errno in _UNWRITABLE
 
 
 def _flush(path: Path) -> None:

@@ -3,6 +3,7 @@
 import errno
 
 import pytest
+from safetensors import SafetensorError
 
 from nscmerge.errors import OutputError, OutputExistsError
 from nscmerge.folders import check_absent, new_folder, sha256_file
@@ -26,9 +27,15 @@ def test_an_error_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_is_named_and_leaves_nothing(tmp_path):
-    full = OSError(errno.ENOSPC, "No space left on device")
-    with pytest.raises(OutputError, match=r"out cannot be written \(No space left.*nothing of it was kept"):  # noqa: SIM117
+@pytest.mark.parametrize(
+    "full",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_disk_is_named_and_leaves_nothing(tmp_path, full):
+    with pytest.raises(OutputError, match=r"out cannot be written \(.*No space left.*nothing of it was kept"):  # noqa: SIM117
         with new_folder(tmp_path / "out"):
             raise full
     assert list(tmp_path.iterdir()) == []
