@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from nscmerge.base_model import resolve_source
 from nscmerge.commands.doctor import split
 from nscmerge.console import progress_bars
 from nscmerge.continual import METHODS, ContinualMethod, make
+from nscmerge.continual.checkpoint import is_checkpoint, load_checkpoint, pick_linear
 from nscmerge.continual.folder import append_to, export, load_state, start_folder
 from nscmerge.continual.show import print_report, report
 from nscmerge.errors import ConfigError
@@ -34,10 +36,11 @@ def _start(options: dict[str, Any]) -> None:
     name = options["method"]
     given = dict(options[name])
     source, output = given.pop("adapter"), check_absent(given.pop("output"))
-    base, measured = given.pop("base", None), given.pop("measure", True)
+    expert = {key: given.pop(key, None) for key in ("base", "linear")}
+    measured = given.pop("measure", True)
     method = make(name, given.pop("variant", "default"), **given)
     with progress_bars() as watch:
-        start_folder(output, method, _load(source, base), measured=measured, watch=watch)
+        start_folder(output, method, _load(source, expert), measured=measured, watch=watch)
     print(f"merge of 1 expert written to {output}; the next: nscmerge continual append {output} --adapter NEXT")
 
 
@@ -46,7 +49,7 @@ def _append(options: dict[str, Any]) -> None:
     # Refuses a folder that is none, or damaged, before an adapter is downloaded.
     load_state(folder)
     with progress_bars() as watch:
-        expert = _load(source, options.get("base"))
+        expert = _load(source, options)
         state = append_to(folder, expert, measured=options.get("measure", True), watch=watch)
     print(f"merge folder {folder} holds {state.t} experts now: {', '.join(one.name for one in state.absorbed)}")
 
@@ -77,10 +80,20 @@ def _export(options: dict[str, Any]) -> None:
     print(f"checkpoint with {state.t} experts written to {output}")
 
 
-def _load(source: str, base: str | None) -> Adapter:
-    """Return the adapter of ``FOLDER`` or ``NAME=FOLDER``, whole tensors as deltas where their base is given."""
+def _load(source: str, options: dict[str, Any]) -> Adapter:
+    """Return the expert of ``FOLDER`` or ``NAME=FOLDER``: an adapter, or with its base a whole checkpoint's deltas."""
     name, place = split(source)
-    adapter = load_adapter(resolve_source(place), name=name)
+    place, base, linear = resolve_source(place), options.get("base"), options.get("linear") or ()
+    if is_checkpoint(place):
+        if base is None:
+            raise ConfigError(
+                f"'{place}' holds whole weights and no adapter; give --base with the model that it was fine-tuned from."
+            )
+        return load_checkpoint(place, resolve_source(base), name=name, linear=linear)
+    adapter = load_adapter(place, name=name)
+    if linear:
+        shapes = {tensor: tuple(adapter.dense[tensor].shape) for tensor in adapter.dense}
+        adapter = replace(adapter, linear=pick_linear(shapes, linear, f"adapter '{adapter.name}'"))
     if base is None or not adapter.saved:
         return adapter
     return adapter.on_base(read_base(Path(resolve_source(base)), sorted(adapter.saved)))
@@ -147,8 +160,11 @@ def _export_parser() -> ArgumentParser:
 
 
 def _adapter_arguments(own: ArgumentParser) -> None:
-    own.add_argument("--adapter", type=str, required=True, help="adapter folder or hub id, or NAME=FOLDER")
-    own.add_argument("--base", type=str, default=None, help="base weights, only to merge whole tensors")
+    help_ = "adapter folder or hub id, or NAME=FOLDER; with --base also the folder of a whole fine-tuned checkpoint"
+    own.add_argument("--adapter", type=str, required=True, help=help_)
+    own.add_argument("--base", type=str, default=None, help="base weights, only to merge whole tensors or checkpoints")
+    help_ = "of whole checkpoints: names or patterns of the modules that are nn.Linear, as a list; '[\"*\"]' for all"
+    own.add_argument("--linear", type=list[str] | None, default=None, help=help_)
     help_ = "overlaps, stability and plasticity for show; takes a while on dense matrices"
     own.add_argument("--measure", type=bool, default=True, help=help_)
 

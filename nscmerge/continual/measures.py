@@ -11,12 +11,9 @@ from nscmerge.adapters import Adapter
 from nscmerge.continual.algebra import at_least_fp32, dense, factors, thin_svd
 from nscmerge.continual.right_vectors import right_vectors
 from nscmerge.continual.state import State, Weight
+from nscmerge.continual.surrogates import FILTER_RANK, TASK_RANK
 from nscmerge.factors import LowRank
 from nscmerge.progress import Watch, quiet
-
-#: Right singular vectors of the merge and of the task that are compared: the NUFILT paper's filter and task ranks.
-MERGED_VECTORS = 128
-TASK_VECTORS = 8
 
 
 def measure(
@@ -38,8 +35,8 @@ def measure(
 
     Source: continual merging specification, section 5: Eqs. 3-4 of the NUFILT paper in parameter space.
     """
-    p = int(after.options.get("filter_rank") or MERGED_VECTORS)
-    q = int(after.options.get("task_rank") or TASK_VECTORS)
+    p = int(after.options.get("filter_rank") or FILTER_RANK)
+    q = int(after.options.get("task_rank") or TASK_RANK)
     found: dict[str, dict[str, Any]] = {}
     for name in watch(sorted([*expert.layers, *expert.dense]), "measuring"):
         if len(after.shapes[name]) != 2:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from nscmerge import Adapter, LowRank, continual, save_adapter
 from nscmerge.cli import main
@@ -90,8 +90,6 @@ def test_a_checkpoint_of_the_whole(experts, tmp_path, capsys):
     command("start", "task_arithmetic", "--adapter", experts[0], "--output", tmp_path / "f")
     command("export", tmp_path / "f", "--output", tmp_path / "full", "--fold-into", base)
     assert "checkpoint with 1 experts written to" in capsys.readouterr().out
-    from safetensors.torch import load_file
-
     got = load_file(tmp_path / "full" / "model.safetensors")["blocks.0.q.weight"]
     torch.testing.assert_close(got, weight + load_update(tmp_path / "f").delta("blocks.0.q"))
 
@@ -107,6 +105,59 @@ def test_whole_tensors_with_their_base(tmp_path, capsys):
     command(*start, "--output", tmp_path / "with", "--base", tmp_path / "base.safetensors")
     assert load_update(tmp_path / "with").delta("projector.weight").tolist() == [[0.5] * 3] * 2
     assert "projector.weight" not in load_update(tmp_path / "without").dense
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+    """A base and three fine-tuned checkpoints: two linear layers, an embedding, a norm, a head of the task's own."""
+    shapes = {"fc1.weight": (8, 6), "fc1.bias": (8,), "fc2.weight": (6, 8), "embed.weight": (9, 6), "norm.weight": (6,)}
+    folders = []
+    for k in range(4):
+        g = torch.Generator().manual_seed(k)
+        tensors = {name: torch.randn(shape, generator=g) for name, shape in shapes.items()}
+        tensors |= {"classifier.weight": torch.ones(2, 6)} if k else {}
+        tensors |= {"steps": torch.tensor([k])}
+        (tmp_path / f"c{k}").mkdir()
+        save_file(tensors, tmp_path / f"c{k}" / "model.safetensors", metadata={"format": "pt"})
+        folders.append(tmp_path / f"c{k}")
+    return folders
+
+
+@pytest.mark.parametrize("method", ["opcm", "weight_average", "iso_c", "nufilt", "knots_ties"])
+def test_whole_checkpoints(method, checkpoints, tmp_path):
+    base, *experts = checkpoints
+    weights = [load_file(folder / "model.safetensors") for folder in checkpoints]
+    folder, linear = tmp_path / "f", ("--linear", '["fc*"]')
+    command("start", method, "--adapter", experts[0], "--base", base, *linear, "--output", folder)
+    for expert in experts[1:]:
+        command("append", folder, "--adapter", expert, "--base", base)
+    names = [name for name in weights[0] if name != "steps"]
+    memory = [
+        Adapter(dense={n: w[n] - weights[0][n] for n in names}, linear=["fc1", "fc2"], name=f"c{k}")
+        for k, w in enumerate(weights)
+    ][1:]
+    want, got = continual.run(memory, method)[-1], load_update(folder)
+    for name in names:
+        torch.testing.assert_close(got.delta(name), want.delta(name), rtol=0, atol=0)
+    assert got.recipe.skipped == {"classifier.weight": "task heads are never merged; every task keeps its own"}
+
+
+def test_whole_checkpoints_that_do_not_fit(checkpoints, experts, tmp_path, capsys):
+    base, one, *_ = checkpoints
+    start = ("start", "opcm", "--output", tmp_path / "x", "--adapter")
+    save_file({"fc1.weight": torch.ones(3, 3)}, tmp_path / "other.safetensors")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other.safetensors").rename(tmp_path / "other" / "model.safetensors")
+    for args, said in [
+        ((*start, one), "give --base with the model that it was fine-tuned from"),
+        ((*start, one, "--base", base), "nothing says which of its 3 matrices are"),
+        ((*start, one, "--base", base, "--linear", '["f1"]'), "no matrix 'f1'; did you mean 'fc1'"),
+        ((*start, tmp_path / "other", "--base", base), "'fc1.weight' is (3, 3), the base model's (8, 6)"),
+        ((*start, one, "--base", experts[0]), "the base checkpoint has no tensor"),
+    ]:
+        code, err = stopped(capsys, *args)
+        assert (code, said in err) == (1, True), err
+    assert not (tmp_path / "x").exists()
 
 
 def test_errors_are_one_line(experts, tmp_path, capsys):

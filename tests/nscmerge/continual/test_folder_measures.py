@@ -10,6 +10,7 @@ from nscmerge import Adapter, LowRank, continual
 from nscmerge.continual.folder import append_to, load_record, save_state, start_folder
 from nscmerge.continual.measures import measure
 from nscmerge.continual.show import print_report, report
+from nscmerge.continual.surrogates import on_subspaces
 
 SHAPES = {"p": (20, 30), "q": (40, 24)}
 
@@ -76,6 +77,19 @@ def test_agrees_with_the_losses_that_nufilt_logs():
         assert stability == pytest.approx(log[name]["stability_after"], rel=1e-8)
         assert plasticity == pytest.approx(log[name]["plasticity_after"], rel=1e-8)
         assert plasticity < log[name]["plasticity_before"]
+
+
+def test_agrees_with_the_surrogates_of_one_layer():
+    made, experts = continual.make("opcm"), [adapter(0, 5), adapter(1, 4)]
+    before = made.start(experts[0])
+    after = made.append(before, experts[1])
+    got = measure(before, experts[1], after)
+    for name in SHAPES:
+        old, new = before.weight(name), experts[1].layers[name]
+        stability, plasticity = on_subspaces(old, after.weight(name), new)
+        # Ranks lie below 128 and 8, so the top vectors hold all of M and of delta.
+        assert got[name]["stability"] == pytest.approx(stability / float(old.dense().square().sum()), rel=1e-8)
+        assert got[name]["plasticity"] == pytest.approx(plasticity / float(new.dense().square().sum()), rel=1e-8)
 
 
 def test_hand_cases():
