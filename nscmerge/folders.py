@@ -62,9 +62,10 @@ def new_folder(path: str | Path) -> Iterator[Path]:
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
         if unwritable(error):
+            reason = getattr(error, "strerror", None) or error
             raise OutputError(
-                f"{path} cannot be written ({getattr(error, 'strerror', None) or error}); nothing of it was kept. Free some space, or name an "
-                "output on a disk that can be written."
+                f"{path} cannot be written ({reason}); nothing of it was kept. Free some space, or name an output on a "
+                "disk that can be written."
             ) from error
         raise
 
