@@ -29,7 +29,8 @@ def data_subspace(moment: Tensor, rank: int = DATA_RANK) -> Tensor:
             "1 to its size."
         )
     _, vectors = torch.linalg.eigh(moment.double())
-    return vectors[:, -rank:].flip(1)
+    top: Tensor = vectors[:, -rank:].flip(1)
+    return top
 
 
 def subspace_affinity(task_vectors: Tensor, data_vectors: Tensor) -> float:

@@ -233,7 +233,7 @@ def select(step: Step, patterns: Sequence[str] | None, extras: bool) -> set[str]
 
 
 def _solve_dtype(new: Weight) -> torch.dtype:
-    """Return fp64 for an expert that is held in fp64, else fp32, in which the paper solves and which is twice as fast."""
+    """Return fp64 for an expert that is held in fp64, else fp32: the paper's, and twice as fast."""
     tensors = (new.A, new.B) if isinstance(new, LowRank) else (new,)
     return torch.float64 if any(x.dtype == torch.float64 for x in tensors) else torch.float32
 

@@ -43,7 +43,8 @@ class Problem:
 
     def to(self, dtype: torch.dtype) -> Problem:
         """Return the same problem in another dtype."""
-        return Problem(*(x.to(dtype) for x in (self.K, self.Vp, self.Vv, self.target)), self.outside)
+        K, Vp, Vv, target = (x.to(dtype) for x in (self.K, self.Vp, self.Vv, self.target))
+        return Problem(K, Vp, Vv, target, self.outside)
 
     def losses(self, update: Tensor | None) -> tuple[float, float]:
         """Return (stability, plasticity), whose sum is the loss, for U^T times the adapter's update (rho, d_in).
