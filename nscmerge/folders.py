@@ -16,7 +16,16 @@ from safetensors import SafetensorError
 from nscmerge.errors import OutputError, OutputExistsError
 
 #: What a system says of a place that cannot be written, as opposed to a file that cannot be read.
-_UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST}
+_UNWRITABLE = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOTDIR,
+    errno.EEXIST,
+    errno.EFBIG,
+}
 
 
 def check_absent(path: str | Path) -> Path:

@@ -6,7 +6,6 @@ name, replaced in one rename (:mod:`nscmerge.continual.pointer`). A process may 
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,13 +34,10 @@ from nscmerge.continual.state_files import (
 )
 from nscmerge.errors import AdapterError, NSCMergeError, OutputError
 from nscmerge.factors import LowRank
-from nscmerge.folders import check_absent, new_folder
+from nscmerge.folders import check_absent, new_folder, unwritable
 from nscmerge.progress import Watch, quiet
 
 T = TypeVar("T")
-
-#: What a system says of a disk that is full, or read-only.
-_UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}
 
 
 def start_folder(
@@ -275,11 +271,7 @@ def _disk(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        # The library has no error numbers, only Rust's words for them.
-        full = isinstance(error, SafetensorError) and ("os error 28" in str(error) or "StorageFull" in str(error))
-        if isinstance(error, NSCMergeError) or not (
-            full or (isinstance(error, OSError) and error.errno in _UNWRITABLE)
-        ):
+        if isinstance(error, NSCMergeError) or not unwritable(error):
             raise
         raise OutputError(
             f"merge folder {folder}: the disk cannot be written ({error}). What was there is unchanged. Free some "
