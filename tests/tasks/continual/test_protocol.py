@@ -8,7 +8,7 @@ from lightning import Trainer
 from torch import nn
 
 from datamodules.joint import JointDataModule
-from nscmerge import Adapter, LowRank, continual, save_adapter
+from nscmerge import Adapter, continual
 from nscmerge.continual.surrogates import second_moment
 from nscmerge.errors import ConfigError, MethodError
 from tasks.classification import TextClassification
@@ -16,60 +16,13 @@ from tasks.continual import protocol, steps
 from tasks.continual.module import ContinualBenchmark, ContinualForm
 from tasks.continual.moments import input_moments
 from tasks.metrics import accuracy, normalized_score, pearson
-from tasks.regression import TextRegression
+from tests.fakes.continual_suite import LAYERS, METHODS, ORDERS, TASKS, data, heads, module, run, update, write_experts
 from tests.fakes.text_tasks import WIDTH, FakeTextDataModule, tiny_bert
-
-LAYERS = ["encoder.layer.0.attention.self.query", "encoder.layer.1.attention.output.dense"]
-TASKS = ["topic.a", "rating", "mood"]
-ORDERS = [["mood", "topic.a", "rating"], ["rating", "mood", "topic.a"]]
-METHODS = {
-    "nufilt": ContinualForm("nufilt", options={"adapter_rank": 4, "steps": 5}),
-    "half": ContinualForm("task_arithmetic", options={"lam": 0.5}),
-    "magmax": ContinualForm("magmax"),
-}
-
-
-def update(seed, rank=2):
-    generator = torch.Generator().manual_seed(seed)
-    shapes = (rank, WIDTH), (WIDTH, rank)
-    return {name: LowRank(*(torch.randn(s, generator=generator) for s in shapes), 0.5) for name in LAYERS}
-
-
-def heads():
-    torch.manual_seed(1)
-    return {
-        "topic.a": TextClassification(2, WIDTH),
-        "rating": TextRegression(WIDTH),
-        "mood": TextClassification(2, WIDTH),
-    }
-
-
-def data():
-    return JointDataModule(
-        {
-            "topic.a": FakeTextDataModule(classes=True, seed=1),
-            "rating": FakeTextDataModule(seed=2, size=17),
-            "mood": FakeTextDataModule(classes=True, seed=3, size=20),
-        },
-        test_batch_size=7,
-    )
 
 
 @pytest.fixture
 def folder(tmp_path):
-    for seed, (name, task) in enumerate(heads().items()):
-        save_adapter(Adapter(update(seed), "someone/tiny", head=task.state_dict(), name=name), tmp_path / name)
-    return tmp_path
-
-
-def module(folder, methods=METHODS, **options):
-    options = {"orders": ORDERS, "output": folder / "out"} | options
-    return ContinualBenchmark(tiny_bert(), heads(), f"{folder}/{{task}}", methods, **options)
-
-
-def run(one):
-    trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
-    return protocol.run(trainer, one, data())
+    return write_experts(tmp_path)
 
 
 def by_hand(task, delta):
