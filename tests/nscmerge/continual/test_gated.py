@@ -13,7 +13,7 @@ class Tiny(nn.Module):
         super().__init__()
         self.fc1, self.fc2 = nn.Linear(2, 3).requires_grad_(False), nn.Linear(3, 2).requires_grad_(False)
 
-    def forward(self, x, attention_mask=None):
+    def forward(self, x, attention_mask=None, decoder_input_ids=None):
         return self.fc2(self.fc1(x))
 
 
@@ -39,6 +39,19 @@ def test_gates_see_the_mean_over_valid_tokens():
     own = torch.tensor([2 / 2, 24 / 3])[:, None, None] + 0.25
     torch.testing.assert_close(got, model.fc2(model.fc1(x) + own * x.sum(-1, keepdim=True)))
     torch.testing.assert_close(model(x=x), model.fc2(model.fc1(x)))
+
+
+def test_the_mask_of_an_encoder_says_nothing_about_a_decoder():
+    model, gate, seen = Tiny(), (torch.ones(1, 2), torch.zeros(1)), []
+    mlp = Mlp(*gate, torch.zeros(1, 2))
+    batch = {"x": torch.ones(1, 3, 2), "attention_mask": torch.tensor([[1, 1, 0]])}
+    with gated(model, {"fc1": mlp}, {"fc1": gate}, observe=lambda entry, total, count: seen.append(count)):
+        model(**batch)
+        model(**batch, decoder_input_ids=torch.ones(1, 3))
+        model.get_encoder = lambda: model  # whose layers the mask is about
+    with gated(model, {"fc1": mlp}, {"fc1": gate}, observe=lambda entry, total, count: seen.append(count)):
+        model(**batch, decoder_input_ids=torch.ones(1, 3))
+    assert seen == [2, 3, 2]
 
 
 def test_padding_does_not_count():
