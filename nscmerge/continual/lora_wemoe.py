@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from nscmerge.candidates import merge_layers
-from nscmerge.continual.algebra import combine, thin_svd
+from nscmerge.continual.algebra import at_least_fp32, combine, thin_svd
 from nscmerge.continual.checks import Step, module_of
 from nscmerge.continual.gated import Mlp, Observer, first_layers, from_tensors, gated, mlp_of, to_tensors
 from nscmerge.continual.kinds import Merged
 from nscmerge.continual.state import State, Weight
 from nscmerge.continual.unlabelled import Lesson, Unlabelled, held_still
 from nscmerge.draws import generator
-from nscmerge.errors import TargetError
+from nscmerge.errors import MethodError, TargetError
 from nscmerge.factors import LowRank
 from nscmerge.layer_names import ModelNames
 from nscmerge.lazy import Lazy
@@ -78,7 +78,7 @@ class LoraWemoe(Unlabelled):
         for name in ("attention", "mlp"):
             given = getattr(self, name)
             if isinstance(given, str) or not all(isinstance(one, str) for one in given):
-                raise TargetError(f"{self.NAME}: {name} is {given!r}; expected a list of names or patterns.")
+                raise MethodError(f"{self.NAME}: {name} is {given!r}; expected a list of names or patterns.")
             # Lists, as a state file gives them back.
             object.__setattr__(self, name, list(given))
 
@@ -163,7 +163,7 @@ class LoraWemoe(Unlabelled):
         delta = step.new(name)
         rank = min(self.rank, _LATER_RANK) if self.variant == "papercode" and step.t > 1 else self.rank
         if isinstance(delta, LowRank) and delta.rank <= rank:
-            return LowRank(delta.A.clone(), delta.scaling * delta.B) if delta.rank else None
+            return LowRank(delta.A.clone(), delta.scaling * at_least_fp32(delta.B)) if delta.rank else None
         u, s, vh = thin_svd(delta)
         cut = LowRank(vh[:rank].float().contiguous(), (u * s)[:, :rank].float().contiguous())
         return cut if cut.rank else None

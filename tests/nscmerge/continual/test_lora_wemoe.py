@@ -289,7 +289,7 @@ def test_bad_input():
     for name, value in (("rank", 0), ("gate_std", -1.0), ("per_sample", 1), ("steps", 1.5)):
         with pytest.raises(MethodError, match=f"lora_wemoe: {name} is"):
             continual.make("lora_wemoe", **{name: value})
-    with pytest.raises(TargetError, match="mlp is 'fc1'; expected a list"):
+    with pytest.raises(MethodError, match="mlp is 'fc1'; expected a list"):
         continual.make("lora_wemoe", mlp="fc1")
     with pytest.raises(TargetError, match=r"none of the 1 layers or tensors \('head', ...\) is attention"):
         continual.run([expert(0, names=["head"])], "lora_wemoe")
