@@ -175,6 +175,18 @@ def test_ablations_run_on_the_twin(overlay, experts):
     assert data["fit_samples"] == (1 if overlay == "samples_1" else None)
 
 
+@pytest.mark.parametrize("experts", ["vlm6"], indirect=True)
+def test_adamerging_reads_whole_answers_on_the_twin(experts):
+    learn(
+        "vlm6", "adamerging", "adamerging", *configs("experiments/vlm6_adamerging_full.yaml"),
+        *("--model.init_args.output", "full", "--model.init_args.objective.init_args.max_new_tokens", "2"),
+        *("--trainer.max_steps", "1", "--trainer.val_check_interval", "1", "--data.init_args.val_samples", "1"),
+    )  # fmt: skip
+    recipe = load_update("full").recipe
+    assert recipe.method == "entropy"
+    assert (recipe.options["objective"]["mode"], recipe.options["objective"]["max_new_tokens"]) == ("full_token", 2)
+
+
 def test_the_command_refuses_a_folder_that_is_there_and_an_unknown_suite(workplace, capsys):
     (workplace / "here").mkdir()
     with pytest.raises(SystemExit, match="here is there already"):
