@@ -11,6 +11,7 @@ adds to the process at its peak, the merge that it makes included. Linux.
 
 from __future__ import annotations
 
+import itertools
 import math
 import multiprocessing
 import statistics
@@ -250,13 +251,13 @@ def main(
         threads: CPU threads of both ways.
         exact: Run the recipe once more in fp64, and say how far ours is from that.
         quick: One 768 x 768 layer, five runs.
-        markdown: Print a Markdown table.
+        markdown: Print a Markdown table, every row once it is measured.
     """
     models = [Sizes(dim, blocks, rank, kind, quick) for dim in ([768] if quick else dims)]
-    found = list(rows(models, list(methods), steps, 5 if quick else repeats, threads, exact))
+    found = rows(models, list(methods), steps, 5 if quick else repeats, threads, exact)
     if markdown:
-        for line in (HEADER, ["---"] * len(HEADER), *found):
-            print("|", " | ".join(line), "|")
+        for line in itertools.chain((HEADER, ["---"] * len(HEADER)), found):
+            print("|", " | ".join(line), "|", flush=True)
         return
     table = Table(title=f"{len(models[0].layers)} layers, {kind}, {threads} threads, per step")
     for title in HEADER:
