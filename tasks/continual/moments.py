@@ -64,6 +64,7 @@ def _of_task(module: ContinualBenchmark, task: str, batches: Sequence[Mapping[st
     switch = attach_switch(module.model, {"expert": expert_layers(module.model, expert, task)})
     switch.activate("expert")
     model = ModelNames(module.model)
+    device = next(module.model.parameters()).device
     evaluator = module.task_of(task)
     collectors, handles = {}, []
     for name in dict.fromkeys(names):
@@ -76,9 +77,10 @@ def _of_task(module: ContinualBenchmark, task: str, batches: Sequence[Mapping[st
         handles.append(linear.register_forward_pre_hook(collectors[name]))
     try:
         for batch in batches:
+            inputs = {name: value.to(device) for name, value in batch.items()}
             for collector in collectors.values():
-                collector.mask = batch.get(MASK)
-            evaluator(module.model, batch)
+                collector.mask = inputs.get(MASK)
+            evaluator(module.model, inputs)
     finally:
         for handle in handles:
             handle.remove()

@@ -10,6 +10,7 @@ from typing import Any
 
 from lightning import LightningDataModule, Trainer
 
+from nscmerge.adapters import Adapter
 from nscmerge.errors import ConfigError
 from nscmerge.update import Update
 from tasks.continual.module import ContinualBenchmark, ContinualForm
@@ -35,7 +36,9 @@ def run(trainer: Trainer, module: ContinualBenchmark, data: LightningDataModule)
     Raises:
         ConfigError: The output folder holds the results of another protocol.
     """
-    columns, base, expert = reference(trainer, module, data)
+    data.prepare_data()
+    data.setup("test")  # what data say of themselves, they say afterwards
+    columns, base, own = reference(trainer, module, data)
     jobs = [
         (name, form, number, order)
         for number, order in enumerate(module.orders, start=1)
@@ -44,7 +47,7 @@ def run(trainer: Trainer, module: ContinualBenchmark, data: LightningDataModule)
     runs = [_begun(module.folder, name, form, number, order) for name, form, number, order in jobs]
     moments: Moments | None = None
     if module.losses and module.activations and not all(one.complete for one in runs):
-        moments = input_moments(module, data, module.activations)
+        moments = input_moments(module.to(trainer.strategy.root_device), data, module.activations)
 
     def score(update: Update, tasks: Sequence[str]) -> dict[str, float]:
         values = module.score(trainer, data, update, tasks)
@@ -57,14 +60,19 @@ def run(trainer: Trainer, module: ContinualBenchmark, data: LightningDataModule)
             if trainer.is_global_zero:
                 write_run(one, file)
 
+        def expert(task: str, form: ContinualForm = form) -> Adapter:
+            if form.learns:  # a test ends with everything on the CPU
+                module.to(trainer.strategy.root_device)
+            return module.expert(task)
+
         if not runs[i].complete:
             print(f"{name}, order {number} of {len(module.orders)}", flush=True)
             runs[i] = advance(
-                runs[i], module.made(form, data), module.expert, score, save, losses=module.losses, moments=moments
+                runs[i], module.made(form, data), expert, score, save, losses=module.losses, moments=moments
             )
-            results = Results(columns, base, expert, [one for one in runs if one.complete], module.percent)
+            results = Results(columns, base, own, [one for one in runs if one.complete], module.percent)
             print(results.line(name), flush=True)
-    return Results(columns, base, expert, runs, module.percent, note=getattr(data, "note", None))
+    return Results(columns, base, own, runs, module.percent, note=getattr(data, "note", None))
 
 
 def reference(
