@@ -231,7 +231,7 @@ def test_saving_says_what_it_cannot_hold(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_hub_id_fetches_only_safetensors_and_json(tmp_path, monkeypatch):
+def test_a_hub_id_fetches_safetensors_and_json_and_opens_no_pickle(tmp_path, monkeypatch):
     folder = expert(tmp_path / "snapshot", llama(), r=3, target_modules=QV)
     asked = {}
 
@@ -243,4 +243,9 @@ def test_a_hub_id_fetches_only_safetensors_and_json(tmp_path, monkeypatch):
     adapter = load_adapter("owner/sst2-lora", revision="v1")
     assert (adapter.name, adapter.source) == ("sst2-lora", "owner/sst2-lora")
     assert (asked["repo_id"], asked["revision"]) == ("owner/sst2-lora", "v1")
-    assert all(pattern.endswith((".safetensors", ".json")) for pattern in asked["patterns"])
+    others = [pattern for pattern in asked["patterns"] if not pattern.endswith((".safetensors", ".json"))]
+    # Fetched to be refused: never opened, but a projector beside the adapter must not be lost in silence.
+    assert others == ["non_lora_trainables.bin"]
+    (folder / others[0]).write_bytes(b"anything")
+    with pytest.raises(AdapterError, match="nscmerge convert"):
+        load_adapter("owner/sst2-lora")
