@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from nscmerge import Adapter, LowRank, load_adapter, merge, save_adapter
+from nscmerge.errors import AdapterError
 from nscmerge.peft_config import pattern_key, rank_pattern, target_pattern
 from tests.fakes.peft_folder import IDS, QV, bert, expert, gpt2, llama, rewrite, shard
 
