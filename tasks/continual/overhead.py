@@ -24,8 +24,9 @@ class Overhead:
 
     Args:
         method: Name in the tables.
-        seconds_per_step: Mean from the second step on; no reading.
-        seconds: All steps.
+        seconds_per_step: Wall time, mean from the second step on; no reading.
+        cpu_seconds_per_step: Processor time of all threads, likewise; what others do on the machine hardly moves it.
+        seconds: Wall time of all steps.
         start_mb: Largest resident size of the process before the first step: libraries, experts, for methods that
             learn the model.
         peak_mb: After the last.
@@ -34,6 +35,7 @@ class Overhead:
 
     method: str
     seconds_per_step: float
+    cpu_seconds_per_step: float
     seconds: float
     start_mb: float
     peak_mb: float
@@ -50,24 +52,28 @@ def measure(args: Sequence[str] | None, name: str) -> Overhead:
         experts = {task: read_expert(module.experts[task], task)[0] for task in order}
     start_mb = _megabytes()
     state: State | None = None
-    seconds = []
+    wall, cpu = [], []
     for task in order:
         expert = experts[task] if module.checkpoint_class is None else module.expert(task)
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), time.process_time()
         state = method.start(expert) if state is None else method.append(state, expert)
-        seconds.append(time.perf_counter() - start)
+        wall.append(time.perf_counter() - start)
+        cpu.append(time.process_time() - cpu_start)
     assert state is not None
-    return Overhead(name, fmean(seconds[1:] or seconds), sum(seconds), start_mb, _megabytes(), parameters(state))
+    steps = slice(1 if len(order) > 1 else 0, None)
+    means = fmean(wall[steps]), fmean(cpu[steps])
+    return Overhead(name, *means, sum(wall), start_mb, _megabytes(), parameters(state))
 
 
 def as_markdown(rows: Sequence[Overhead]) -> str:
     """Return the table."""
     lines = [
-        "| method | s / step | s, all steps | MB before | MB at most | parameters |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
+        "| method | s / step | CPU s / step | s, all steps | MB before | MB at most | parameters |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for row in rows:
-        cells = [f"{row.seconds_per_step:.3f}", f"{row.seconds:.2f}", f"{row.start_mb:.0f}", f"{row.peak_mb:.0f}"]
+        times = row.seconds_per_step, row.cpu_seconds_per_step, row.seconds
+        cells = [*(f"{x:.3f}" for x in times), f"{row.start_mb:.0f}", f"{row.peak_mb:.0f}"]
         lines.append(f"| {row.method} | {' | '.join(cells)} | {row.parameters:,} |")
     return "\n".join(lines) + "\n"
 

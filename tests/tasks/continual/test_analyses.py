@@ -112,6 +112,7 @@ def test_overhead_counts_every_step(tmp_path, monkeypatch):
     assert [row.parameters for row in rows] == [4 * (6 + 8), 4 * (6 + 8)]
     for row in rows:
         assert 0 < row.seconds_per_step <= row.seconds
+        assert row.cpu_seconds_per_step >= 0
         assert 0 < row.start_mb <= row.peak_mb
         assert math.isfinite(row.peak_mb)
     overhead.write(rows, tmp_path / "out")

@@ -16,7 +16,7 @@ OVER = {
     "clip_b16.yaml": "clip20.yaml",
     "clip_l14.yaml": "clip14.yaml",
     "twin_clip8.yaml": "clip8.yaml",
-    **{f"text6_{part}.yaml": "text6.yaml" for part in ("ablation", "learned", "ranks")},
+    **{f"text6_{part}.yaml": "text6.yaml" for part in ("ablation", "learned", "ranks", "steps")},
 }
 
 
