@@ -81,7 +81,7 @@ def traced(weight: Weight, moment: Tensor) -> float:
         D = weight.double()
         return float(((D @ C) * D).sum())
     A, B = weight.A.double(), weight.scaling * weight.B.double()
-    return float(((A @ C @ A.T) * (B.T @ B)).sum())
+    return max(0.0, float(((A @ C @ A.T) * (B.T @ B)).sum()))
 
 
 def second_moment(inputs: Tensor) -> Tensor:
@@ -95,8 +95,8 @@ def _energy(weight: Weight, vectors: Tensor) -> float:
     if isinstance(weight, Tensor):
         return float((weight.double() @ vectors.double()).square().sum())
     A, B = weight.A.double(), weight.scaling * weight.B.double()
-    AV = A @ vectors.double()
-    return float(((B.T @ B) @ AV * AV).sum())
+    # Not through B^T B: what cancels would come out below zero.
+    return float((B @ (A @ vectors.double())).square().sum())
 
 
 def total(pairs: list[tuple[float, float]]) -> tuple[float, float]:
