@@ -159,6 +159,7 @@ def learned(folder, resume=None, **options):
     return merge
 
 
+@pytest.mark.slow  # the fast suite has the same of plain NSC
 def test_resumed_and_in_two_processes_it_learns_the_same(tmp_path):
     whole = learned(tmp_path)
     again = learned(tmp_path / "again", tmp_path / "step=3.ckpt")

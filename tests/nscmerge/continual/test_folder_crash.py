@@ -58,7 +58,10 @@ def prepared(tmp_path, method, options, **sizes):
 @pytest.mark.parametrize("mode", ["kill", "full"])
 @pytest.mark.parametrize(
     ("method", "options"),
-    [("nufilt", {"filter_rank": 3, "adapter_rank": 3, "steps": 5}), ("wudi", {})],  # stays in factors; goes dense
+    [
+        ("nufilt", {"filter_rank": 3, "adapter_rank": 3, "steps": 5}),  # stays in factors
+        pytest.param("wudi", {}, marks=pytest.mark.slow),  # goes dense
+    ],
 )
 def test_before_every_file_operation(method, options, mode, tmp_path):
     old, paths, known = prepared(tmp_path, method, options)
